@@ -1,0 +1,23 @@
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from pathlib import Path
+
+import keras
+import pytest
+
+SHARED_DATA = Path(os.environ.get("KERAS_VQDIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data():
+    """The folder of real data sets; tests that ask for it are skipped where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"no data sets at {SHARED_DATA}; set KERAS_VQDIT_DATA to their folder")
+    return SHARED_DATA
