@@ -1,0 +1,145 @@
+"""How a conditional diffusion model draws: checked conditions, and a compiled program that runs a chunk of steps."""
+
+import math
+
+import numpy as np
+from keras import ops
+
+from keras_vqdit.diffusion import guide, interval_scale
+from keras_vqdit.diffusion.samplers import SAMPLERS, sample, start
+from keras_vqdit.training import compile_function
+
+
+class CompiledSampler:
+    """A sampler with classifier-free guidance as one compiled program, which runs any number of steps.
+
+    The schedule, the weights, the conditions, the guidance scale and the seed are arguments of the program: another number of
+    steps or newly trained weights need no new one. Shapes do.
+
+    Args:
+        process: the diffusion process.
+        sampler: a name in `keras_vqdit.diffusion.SAMPLERS`.
+        null_conditions: function that makes the unconditional twin of conditions, or `None`: no guidance.
+        interval: times within which guidance is on.
+        rescale: share of the rescaled guidance.
+        jit_compile: compile by XLA.
+        options: dict of options of the sampler's step.
+    """
+
+    def __init__(self, process, sampler, null_conditions, interval, rescale, jit_compile, options):
+        if sampler not in SAMPLERS:
+            raise ValueError(
+                f"`sampler` must be one of {', '.join(map(repr, SAMPLERS))}. Received: sampler={sampler!r}"
+            )
+        interval_scale(1.0, 0.0, interval)  # a wrong interval is told here, not while tracing
+        if not 0 <= rescale <= 1:
+            raise ValueError(f"`guidance_rescale` must be from 0 to 1. Received: guidance_rescale={rescale}")
+        self.process, self.sampler, self.null_conditions = process, sampler, null_conditions
+        self.interval, self.rescale, self.options = interval, rescale, options
+        self._network = None
+        self._program = compile_function(self._steps, jit_compile=jit_compile)
+
+    def __call__(self, network, noise, conditions, times, scale, seed, chunk, progress):
+        """Run all steps, `chunk` of them at a time.
+
+        Args:
+            network: layer that predicts from a dict `{"x", "t", **conditions}`, the same one in every call.
+            noise: the state at `times[0]`, (B, …).
+            conditions: dict of arrays (B, …).
+            times: decreasing NumPy array (num_steps + 1,).
+            scale: guidance scale.
+            seed: integer, for samplers that draw noise.
+            chunk: number of steps between two reports.
+            progress: its `add` is told how many steps are done.
+
+        Returns:
+            List of the tuples (state, clean estimate) after each chunk, headed by `(noise, None)`.
+        """
+        self._network = network
+        num_steps = len(times) - 1
+        padded = np.zeros(2 ** math.ceil(math.log2(num_steps + 1)), "float32")  # few lengths, few traces
+        padded[: num_steps + 1] = times
+        tensor = ops.convert_to_tensor
+        weights = [
+            [variable.value for variable in network.trainable_variables],
+            [variable.value for variable in network.non_trainable_variables],
+        ]
+        fixed = [
+            {key: tensor(value) for key, value in conditions.items()},
+            tensor(padded),
+            tensor(scale, "float32"),
+        ]
+        seed = tensor(seed, "int32")
+        x = tensor(noise)
+        memory = start(x)
+        states = [(x, None)]
+        for first in range(0, num_steps, chunk):
+            last = min(first + chunk, num_steps)
+            steps = tensor([first, last], "int32")
+            x, clean, memory = self._program(weights, x, memory, *fixed, steps, seed)
+            states.append((x, clean))
+            progress.add(last - first)
+        return states
+
+    def _steps(self, weights, x, memory, conditions, times, scale, steps, seed):
+        def predict(x, t, conditions):
+            t = ops.broadcast_to(self.process.network_time(t), (ops.shape(x)[0],))
+            outputs, _ = self._network.stateless_call(*weights, {"x": x, "t": t, **conditions}, training=False)
+            return outputs
+
+        def denoise(x, t):
+            if self.null_conditions is None:
+                return self.process.denoised(x, predict(x, t, conditions), t)
+            # One forward pass of 2B, not two of B.
+            null = self.null_conditions(conditions)
+            both = {key: ops.concatenate([conditions[key], null[key]]) for key in conditions}
+            conditional, unconditional = ops.split(predict(ops.concatenate([x, x]), t, both), 2)
+            scale_t = interval_scale(scale, t, self.interval)
+            prediction, fraction = guide(self.process, conditional, unconditional, scale_t, phi=self.rescale)
+            return self.process.to_clean(x, prediction, t), fraction
+
+        return sample(
+            self.sampler, denoise, self.process, x, times,
+            first=steps[0], last=steps[1], memory=memory, seed=seed, **self.options,
+        )  # fmt: skip
+
+
+def check_conditions(model, labels, num_samples, context, context_mask):
+    """The conditions of `generate` as NumPy arrays (B, …), completed by the null label, and the number B of examples.
+
+    Raises:
+        ValueError: if they do not fit the model's transformer, or each other.
+    """
+    conditions, sizes = {}, {}
+    if labels is not None:
+        if not model.num_classes:
+            raise ValueError(f"`labels` must be None, for the transformer has no classes. Received: labels={labels}")
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "iu" or labels.ndim > 1 or not labels.size:
+            raise ValueError(f"`labels` must be an integer or a sequence of integers. Received: labels={labels!r}")
+        if labels.min() < 0 or labels.max() >= model.num_classes:
+            raise ValueError(f"`labels` must be from 0 to {model.num_classes - 1}. Received: labels={labels.tolist()}")
+        if labels.ndim:
+            sizes["labels"] = len(labels)
+    reads_context = getattr(model.transformer, "context_dim", None) is not None
+    if reads_context != (context is not None):
+        raise ValueError(
+            f"`context` must be {'an array (B, S, D)' if reads_context else 'None'}, for the transformer reads "
+            f"{'one' if reads_context else 'none'}. Received: context of type {type(context).__name__}"
+        )
+    if reads_context:
+        context = np.asarray(context, "float32")
+        mask = np.ones(context.shape[:2], "bool") if context_mask is None else np.asarray(context_mask, "bool")
+        conditions.update(context=context, context_mask=mask)
+        sizes["context"] = len(context)
+    if num_samples is not None:
+        if num_samples != int(num_samples) or num_samples < 1:
+            raise ValueError(f"`num_samples` must be a positive integer. Received: num_samples={num_samples}")
+        sizes["num_samples"] = int(num_samples)
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"Labels, context and `num_samples` must agree on the number of examples. Received: {sizes}")
+    count = next(iter(sizes.values()), 1)
+    if model.num_classes:
+        label = model.num_classes if labels is None else labels.astype("int32")
+        conditions["label"] = np.broadcast_to(np.int32(label), (count,))
+    return conditions, count

@@ -1,0 +1,393 @@
+"""Latent diffusion: a tokenizer, a diffusion process and a transformer meet here, and nowhere else."""
+
+import math
+import random
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqdit.diffusion import RectifiedFlow
+from keras_vqdit.models.generation import CompiledSampler, check_conditions
+
+CONDITIONS = ("label", "context", "context_mask")
+KEYS = ("latents", "noise", "t", *CONDITIONS)
+
+
+@keras.saving.register_keras_serializable("keras_vqdit")
+class LatentDiffusion(keras.Model):
+    """A diffusion model over the latents of a tokenizer: trained by `fit`, drawn from by `generate`.
+
+    `call` makes one noised pass and returns the loss of each example, so `fit`, `evaluate`, callbacks and every Keras backend
+    work as for any model. The tokenizer is frozen. A moving average of the transformer's weights (`ema_transformer`)
+    is kept while training, and is what `evaluate` and `generate` use.
+
+    Args:
+        tokenizer: gives `encode_latents(x)` and `decode_latents(z)`, as `VQVAE` and `VAE` do. It is set to
+            `trainable = False`. `None` means no tokenizer: diffusion of the data itself.
+        transformer: the network, usually a `DiffusionTransformer`; a function of a dict `{"x", "t", "label", …}`.
+        process: the diffusion process. Defaults to `RectifiedFlow()`.
+        label_dropout: probability that an example is trained without its label and context, which classifier-free
+            guidance needs. Defaults to 0.1.
+        ema_decay: decay of the moving average of the weights. It warms up, `min(ema_decay, n / (n + 9))` in step n, so
+            that a young average forgets the first steps. `None` keeps no average. Defaults to 0.999.
+        modality: key of the data in a data set of dicts. Defaults to the tokenizer's, or `"image"`.
+        seed: integer for the random dropping of conditions. Defaults to `None`.
+
+    Call arguments:
+        inputs: a batch of data in [-1, 1], `(B, H, W, C)`, `(B, T, C)` or `(B, F, H, W, C)`, or a dict with
+            - the modality (`"image"`), or `"latents"`, made once by `keras_vqdit.data.encode_latents`;
+            - `"label"`: int32 (B,), where the transformer has classes;
+            - `"context"` (B, S, D) and `"context_mask"` (B, S), where it has a context;
+            - `"noise"` (as the latents) and `"t"` (B,), to inject what is otherwise drawn.
+            Other keys are ignored.
+        training: the moving average learns, and conditions are dropped, in training only.
+
+    Returns:
+        Dict of `"loss"`, float32 (B,), and `"denoised"`, the estimate of the clean latents.
+
+    Raises:
+        ValueError: if an argument has an impossible value, or the data lack what the transformer needs.
+
+    Example:
+
+    ```python
+    import keras_vqdit as kv
+
+    train, test = kv.data.load("mnist_5k")
+    tokenizer = kv.VQVAE.from_size("digits")
+    tokenizer.compile("adam")
+    tokenizer.fit(train, epochs=10)
+
+    network = kv.DiffusionTransformer(d_model=192, num_heads=6, dff=768, num_layers=6, num_classes=10)
+    model = kv.LatentDiffusion(tokenizer, network)
+    model.compile("adamw")
+    model.fit(kv.data.encode_latents(train, tokenizer), epochs=30)
+    images = model.generate(labels=range(10), num_steps=20, guidance_scale=2.0, seed=0)  # (10, 28, 28, 1)
+    ```
+
+    References:
+        - [High-Resolution Image Synthesis with Latent Diffusion Models](https://arxiv.org/abs/2112.10752)
+        - [Scalable Diffusion Models with Transformers](https://arxiv.org/abs/2212.09748)
+        - [Classifier-Free Diffusion Guidance](https://arxiv.org/abs/2207.12598)
+    """
+
+    def __init__(
+        self,
+        tokenizer,
+        transformer,
+        process=None,
+        *,
+        label_dropout=0.1,
+        ema_decay=0.999,
+        modality=None,
+        seed=None,
+        **kwargs,
+    ):
+        # Autocast would round the moving average to half precision; the transformer casts for itself.
+        super().__init__(autocast=False, **kwargs)
+        for name in ("encode_latents", "decode_latents"):
+            if tokenizer is not None and not hasattr(tokenizer, name):
+                raise TypeError(
+                    f"`tokenizer` must have a method `{name}`, or be None. Received: tokenizer={tokenizer!r}"
+                )
+        if not isinstance(transformer, keras.layers.Layer):
+            raise TypeError(f"`transformer` must be a Keras layer or model. Received: transformer={transformer!r}")
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"`label_dropout` must be a probability. Received: label_dropout={label_dropout}")
+        if ema_decay is not None and not 0 <= ema_decay < 1:
+            raise ValueError(
+                f"`ema_decay` must be at least 0 and less than 1, or None. Received: ema_decay={ema_decay}"
+            )
+        self.tokenizer = tokenizer
+        self.transformer = transformer
+        self.process = RectifiedFlow() if process is None else process
+        if getattr(transformer, "learn_variance", False) != getattr(self.process, "learn_variance", False):
+            raise ValueError(
+                "`learn_variance` must be the same in the transformer and the process. Received: "
+                f"transformer.learn_variance={getattr(transformer, 'learn_variance', False)}, "
+                f"process.learn_variance={getattr(self.process, 'learn_variance', False)}"
+            )
+        self.label_dropout, self.ema_decay, self.seed = label_dropout, ema_decay, seed
+        self.modality = modality or getattr(tokenizer, "modality", "image")
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        if tokenizer is not None:
+            tokenizer.trainable = False
+        self.ema_transformer = None
+        if ema_decay is not None:
+            self.ema_transformer = transformer.__class__.from_config(transformer.get_config())
+            self.ema_transformer.trainable = False
+        self.latent_shape = None
+        self._samplers = {}
+
+    @property
+    def num_classes(self):
+        """Number of classes of the transformer, `None` if it knows no labels."""
+        return getattr(self.transformer, "num_classes", None)
+
+    # === Training ===
+
+    def build(self, input_shape):
+        shapes = input_shape if isinstance(input_shape, dict) else {self.modality: input_shape}
+        if "latents" in shapes:
+            self.latent_shape = tuple(shapes["latents"][1:])
+        elif self.modality not in shapes:
+            raise ValueError(
+                f'The data must have a key "{self.modality}" or "latents". Received: keys {sorted(shapes)}'
+            )
+        elif self.tokenizer is None:
+            self.latent_shape = tuple(shapes[self.modality][1:])
+        else:
+            self.latent_shape = tuple(self.tokenizer.compute_latent_shape(shapes[self.modality])[1:])
+        network_shapes = {"x": (None, *self.latent_shape), "t": (None,)}
+        network_shapes.update({key: tuple(shapes[key]) for key in CONDITIONS if key in shapes})
+        if self.num_classes:
+            network_shapes["label"] = (None,)
+        if not self.transformer.built:
+            self.transformer.build(network_shapes)
+        if self.ema_transformer is not None:
+            self.ema_transformer.build(network_shapes)
+            for average, weight in zip(self.ema_transformer.weights, self.transformer.weights):
+                average.assign(weight)
+            self.ema_steps = self.add_weight(
+                shape=(),
+                initializer="zeros",
+                dtype="float32",
+                trainable=False,
+                aggregation="mean",
+                name="ema_steps",
+            )
+        super().build(input_shape)
+
+    def call(self, inputs, training=None):
+        inputs = inputs if isinstance(inputs, dict) else {self.modality: inputs}
+        x0 = ops.stop_gradient(self._clean_latents(inputs))  # (B, *latent_shape)
+        x_t, noise, t = self.process(x0, t=inputs.get("t"), noise=inputs.get("noise"))
+        conditions = self._conditions(inputs)
+        if training:
+            conditions = self._drop_conditions(conditions, ops.shape(x0)[0])
+            self._update_average()
+        network = self.transformer if training else self._network
+        prediction = network({"x": x_t, "t": self.process.network_time(t), **conditions}, training=training)
+        clean, _ = self.process.denoised(x_t, prediction, t)
+        return {"loss": self.process.loss(prediction, x0, noise, t), "denoised": clean}
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        if y is not None:
+            raise ValueError(
+                'A diffusion model has no targets `y`: labels belong to the inputs, as `fit({"image": images, "label": labels})`. '
+                f"Received: y of type {type(y).__name__}"
+            )
+        loss = y_pred["loss"]
+        if sample_weight is not None:
+            loss = loss * ops.cast(sample_weight, loss.dtype)
+        loss = ops.mean(loss)
+        for extra in self.losses:
+            loss = loss + ops.cast(extra, loss.dtype)
+        return loss
+
+    @property
+    def _network(self):
+        return self.transformer if self.ema_transformer is None else self.ema_transformer
+
+    def _clean_latents(self, inputs):
+        if "latents" in inputs:
+            return ops.cast(inputs["latents"], "float32")
+        if self.modality not in inputs:
+            raise ValueError(
+                f'The data must have a key "{self.modality}" or "latents". Received: keys {sorted(inputs)}'
+            )
+        x = inputs[self.modality]
+        if self.tokenizer is not None:
+            x = self.tokenizer.encode_latents(x)
+        return ops.cast(x, "float32")
+
+    def _conditions(self, inputs):
+        """What of the inputs conditions the transformer."""
+        conditions = {key: inputs[key] for key in CONDITIONS if inputs.get(key) is not None}
+        if not self.num_classes:
+            conditions.pop("label", None)
+        elif "label" not in conditions:
+            raise ValueError(
+                f'The data must have a key "label", for the transformer has classes. Received: keys {sorted(inputs)}'
+            )
+        if getattr(self.transformer, "context_dim", None) is None:
+            conditions.pop("context", None)
+            conditions.pop("context_mask", None)
+        elif "context" not in conditions:
+            raise ValueError(
+                f'The data must have a key "context", for the transformer reads one. Received: keys {sorted(inputs)}'
+            )
+        return conditions
+
+    def _drop_conditions(self, conditions, batch_size):
+        if not self.label_dropout or not conditions:
+            return conditions
+        dropped = keras.random.uniform((batch_size,), dtype="float32", seed=self.seed_generator) < self.label_dropout
+        null = self._null_conditions(conditions)
+        return {
+            key: ops.where(ops.expand_dims(dropped, -1) if key == "context_mask" else dropped, null[key], value)
+            if key != "context"
+            else value
+            for key, value in {**null, **conditions}.items()
+        }
+
+    def _null_conditions(self, conditions):
+        """The conditions that say nothing: the null label, and a context of which every position is masked."""
+        null = {}
+        if "label" in conditions:
+            null["label"] = ops.full_like(ops.cast(conditions["label"], "int32"), self.num_classes)
+        if "context" in conditions:
+            null["context"] = conditions["context"]
+            null["context_mask"] = ops.zeros(ops.shape(conditions["context"])[:2], dtype="bool")
+        return null
+
+    def _update_average(self):
+        """One step of the moving average, over the weights that this step starts from."""
+        if self.ema_transformer is None:
+            return
+        n = self.ema_steps.value
+        decay = ops.minimum(self.ema_decay, n / (n + 9.0))
+        for average, weight in zip(self.ema_transformer.weights, self.transformer.weights):
+            average.assign(average + (1 - decay) * (weight - average))
+        self.ema_steps.assign(n + 1.0)
+
+    # === Drawing ===
+
+    def generate(
+        self,
+        labels=None,
+        *,
+        num_samples=None,
+        num_steps=20,
+        sampler="dpmpp_2m",
+        guidance_scale=1.0,
+        guidance_interval=(0.0, 1.0),
+        guidance_rescale=0.0,
+        context=None,
+        context_mask=None,
+        seed=None,
+        batch_size=256,
+        return_trajectory=False,
+        jit_compile="auto",
+        verbose="auto",
+        **sampler_options,
+    ):
+        """Draw new examples.
+
+        Args:
+            labels: a class, or one for each example, (B,). `None` draws without a label.
+            num_samples: how many, where neither labels nor a context tell. Defaults to 1.
+            num_steps: steps of the sampler; `"heun"` costs two evaluations a step. Defaults to 20.
+            sampler: `"dpmpp_2m"`, `"heun"`, `"euler"`, `"ddim"` or `"ddpm"`. Defaults to `"dpmpp_2m"`.
+            guidance_scale: strength of classifier-free guidance, 1 is off. Defaults to 1.
+            guidance_interval: guidance is on for times in this range alone; 0 is data, 1 is noise. Defaults to all.
+            guidance_rescale: share of the rescaling against over-saturation, 0 to 1. Defaults to 0.
+            context, context_mask: context sequences (B, S, D), and which of their positions count (B, S).
+            seed: integer. The same seed gives the same examples, whatever was drawn before. Defaults to `None`, a random one.
+            batch_size: at most so many at a time. Defaults to 256.
+            return_trajectory: return also how the examples came to be. Defaults to `False`.
+            jit_compile: compile the steps by XLA. `"auto"` does so where the model was compiled with `jit_compile=True`.
+            verbose: 0 is silent, 1 shows a progress bar. `"auto"` is 1.
+            **sampler_options: options of the sampler's step, such as `eta` for `"ddim"`.
+
+        Returns:
+            float32 NumPy array of examples in [-1, 1], (B, H, W, C) for images. With `return_trajectory`, a tuple of it and
+            a dict: `"times"` (num_steps + 1,), the decoded states `"noisy"` (num_steps + 1, B, …) and the decoded clean
+            estimates `"clean"` (num_steps, B, …).
+
+        Raises:
+            ValueError: if the model was never built, a name is unknown, or labels are out of range.
+        """
+        if self.latent_shape is None:
+            raise ValueError(
+                "The model does not know the shape of its latents yet: train it, or call it on a batch, before `generate`."
+            )
+        conditions, count = check_conditions(self, labels, num_samples, context, context_mask)
+        if guidance_scale != 1.0 and labels is None and context is None:
+            raise ValueError(
+                f"Guidance needs labels or a context to guide to. Received: guidance_scale={guidance_scale}"
+            )
+        times = self.process.times(num_steps)
+        seed = random.randrange(2**30) if seed is None else int(seed)
+        if self.tokenizer is None:
+            sampler_options.setdefault("clip", (-1.0, 1.0))
+        if jit_compile == "auto":
+            jit_compile = self.compiled and self.jit_compile is True
+        run = self._sampler(
+            sampler,
+            guidance_scale != 1.0,
+            tuple(guidance_interval),
+            guidance_rescale,
+            jit_compile,
+            **sampler_options,
+        )
+        chunk = 1 if return_trajectory else num_steps if not verbose else math.ceil(num_steps / 10)
+        size = min(batch_size, count)
+        bar = keras.utils.Progbar(num_steps * math.ceil(count / size), verbose=int(bool(verbose)), unit_name="step")
+        # Noise for all at once: an example does not depend on the size of the batches.
+        noise = ops.convert_to_numpy(keras.random.normal((count, *self.latent_shape), seed=seed))
+        results, noisy, clean = [], [], []
+        for b, begin in enumerate(range(0, count, size)):
+            rows = np.minimum(
+                np.arange(begin, begin + size), count - 1
+            )  # the last batch is padded: one program for all
+            batch = {key: value[rows] for key, value in conditions.items()}
+            states = run(self._network, noise[rows], batch, times, guidance_scale, seed + b, chunk, bar)
+            keep = min(size, count - begin)
+            results.append(self._decode(states[-1][0])[:keep])
+            if return_trajectory:
+                noisy.append(np.stack([self._decode(x)[:keep] for x, _ in states]))
+                clean.append(np.stack([self._decode(estimate)[:keep] for _, estimate in states[1:]]))
+        results = np.concatenate(results)
+        if not return_trajectory:
+            return results
+        return results, {
+            "times": times,
+            "noisy": np.concatenate(noisy, axis=1),
+            "clean": np.concatenate(clean, axis=1),
+        }
+
+    def _sampler(self, *key, **options):
+        """The compiled sampler of these settings, kept for the next call."""
+        key = (*key, *sorted(options.items()))
+        if key not in self._samplers:
+            sampler, guided, interval, rescale, jit_compile = key[:5]
+            self._samplers[key] = CompiledSampler(
+                self.process,
+                sampler,
+                self._null_conditions if guided else None,
+                interval,
+                rescale,
+                jit_compile,
+                options,
+            )
+        return self._samplers[key]
+
+    def _decode(self, latents):
+        if self.tokenizer is not None:
+            latents = self.tokenizer.decode_latents(latents)
+        return np.clip(ops.convert_to_numpy(latents).astype("float32"), -1.0, 1.0)
+
+    # === Saving ===
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        return {
+            **super().get_config(),
+            "tokenizer": None if self.tokenizer is None else serialize(self.tokenizer),
+            "transformer": serialize(self.transformer),
+            "process": serialize(self.process),
+            "label_dropout": self.label_dropout,
+            "ema_decay": self.ema_decay,
+            "modality": self.modality,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        config = dict(config)
+        for key in ("tokenizer", "transformer", "process"):
+            if config[key] is not None:
+                config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
+        return cls(**config)
