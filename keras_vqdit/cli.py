@@ -1,0 +1,343 @@
+"""The command line: `python -m keras_vqdit` or `keras-vqdit`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+EPILOG = """\
+From nothing to new digits (needs `pip install "keras_vqdit[digits]"`):
+
+  keras-vqdit quickstart
+
+The same by hand, a step at a time:
+
+  keras-vqdit train tokenizer --dataset mnist_5k --epochs 20 --out saved_models/tokenizer.keras
+  keras-vqdit reconstruct --model saved_models/tokenizer.keras --dataset mnist_5k --out reconstructions.png
+  keras-vqdit train diffusion --tokenizer saved_models/tokenizer.keras --dataset mnist_5k --epochs 60 --out saved_models/digits.keras
+  keras-vqdit generate --model saved_models/digits.keras --labels 0-9 --per-label 10 --guidance-scale 3 --out digits.png
+  keras-vqdit evaluate --model saved_models/digits.keras --dataset mnist_5k
+
+Other data: `--dataset mnist --data-dir FOLDER` (any TensorFlow Datasets name), `--dataset pictures/ --image-size 32`
+(a folder of images, a sub-folder a class), `--dataset images.npz`.
+"""
+
+
+def main(argv=None):
+    """Run the command line; returns the exit status."""
+    arguments = build_parser().parse_args(argv)
+    keras.utils.set_random_seed(arguments.seed)
+    try:
+        arguments.run(arguments)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"keras-vqdit: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nkeras-vqdit: stopped; files that were there before are whole", file=sys.stderr)
+        return 130
+    return 0
+
+
+# === Commands ===
+
+
+def quickstart(arguments):
+    from keras_vqdit.quickstart import run
+
+    budget = "fast" if arguments.fast else arguments.budget
+    run(
+        arguments.out,
+        dataset=arguments.dataset,
+        data_dir=arguments.data_dir,
+        budget=budget,
+        seed=arguments.seed,
+        verbose=arguments.verbose,
+    )
+
+
+def train_tokenizer(arguments):
+    from keras_vqdit import recipes, saving
+
+    check_out(arguments.out, ".keras")
+    train, test = load(arguments)
+    options = {
+        name: getattr(arguments, name) for name in ("num_embeddings", "embedding_dim") if getattr(arguments, name)
+    }
+    tokenizer, _ = recipes.train_tokenizer(
+        train,
+        test,
+        epochs=arguments.epochs,
+        size=arguments.size,
+        learning_rate=arguments.learning_rate,
+        verbose=arguments.verbose,
+        **options,
+    )
+    saving.save_model(tokenizer, arguments.out)
+    report(recipes.measure_tokenizer(tokenizer, test), arguments.out)
+
+
+def train_diffusion(arguments):
+    from keras_vqdit import recipes, saving
+    from keras_vqdit.diffusion import GaussianDiffusion, RectifiedFlow
+    from keras_vqdit.models import VAE, VQVAE
+
+    check_out(arguments.out, ".keras")
+    tokenizer = saving.load_model(arguments.tokenizer, (VQVAE, VAE))
+    train, _ = load(arguments)
+    if arguments.process == "flow":
+        process = RectifiedFlow(seed=arguments.seed)
+    else:
+        process = GaussianDiffusion("cosine", "v", zero_terminal_snr=True, min_snr_gamma=5.0, seed=arguments.seed)
+    model, history = recipes.train_diffusion(
+        train,
+        tokenizer,
+        epochs=arguments.epochs,
+        d_model=arguments.d_model,
+        num_heads=arguments.num_heads,
+        num_layers=arguments.num_layers,
+        process=process,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+        verbose=arguments.verbose,
+    )
+    saving.save_model(model, arguments.out)
+    report({"loss": history["loss"][-1]}, arguments.out)
+
+
+def reconstruct(arguments):
+    from keras_vqdit import plotting, recipes, saving
+    from keras_vqdit.models import VAE, VQVAE
+
+    check_out(arguments.out, ".png")
+    tokenizer = saving.load_model(arguments.model, (VQVAE, VAE))
+    _, test = load(arguments)
+    originals = recipes.to_arrays(test, limit=arguments.num_images)
+    restored = tokenizer.decode(tokenizer.encode(originals))
+    plotting.reconstructions(originals, np.asarray(restored), path=arguments.out)
+    print(f"wrote {arguments.out}")
+
+
+def generate(arguments):
+    from keras_vqdit import plotting, saving
+    from keras_vqdit.models import LatentDiffusion
+
+    check_out(arguments.out, ".png", ".npz")
+    model = saving.load_model(arguments.model, LatentDiffusion)
+    labels = None
+    if model.num_classes:
+        chosen = parse_labels(arguments.labels or f"0-{model.num_classes - 1}", model.num_classes)
+        labels = np.repeat(chosen, arguments.per_label)
+    elif arguments.labels:
+        raise ValueError(f"{arguments.model} was trained without labels: leave --labels out")
+    images = model.generate(
+        labels,
+        num_samples=None if labels is not None else arguments.per_label,
+        num_steps=arguments.num_steps,
+        sampler=arguments.sampler,
+        guidance_scale=arguments.guidance_scale if labels is not None else 1.0,
+        seed=arguments.seed,
+        verbose=arguments.verbose,
+    )
+    if str(arguments.out).endswith(".npz"):
+        with saving.atomic_path(arguments.out) as temporary, open(temporary, "wb") as file:
+            np.savez_compressed(file, images=images, **({} if labels is None else {"labels": labels}))
+    else:
+        names = None if labels is None else [str(label) for label in chosen]
+        plotting.image_grid(images, columns=arguments.per_label, row_labels=names, path=arguments.out)
+    print(f"wrote {arguments.out}")
+
+
+def evaluate(arguments):
+    from keras_vqdit import recipes, saving
+    from keras_vqdit.metrics import train_classifier
+    from keras_vqdit.models import VQVAE, LatentDiffusion
+
+    model = saving.load_model(arguments.model, (VQVAE, LatentDiffusion))
+    train, test = load(arguments)
+    if isinstance(model, VQVAE):
+        report(recipes.measure_tokenizer(model, test))
+        return
+    print("Training the judge, a classifier of real images", flush=True)
+    judge, accuracy = train_classifier(
+        train, test, epochs=arguments.judge_epochs, seed=arguments.seed, verbose=arguments.verbose
+    )
+    measured = recipes.measure_generation(
+        model,
+        judge,
+        test,
+        num_samples=arguments.num_samples,
+        num_steps=arguments.num_steps,
+        sampler=arguments.sampler,
+        guidance_scale=arguments.guidance_scale,
+        seed=arguments.seed,
+        verbose=arguments.verbose,
+    )
+    report({"judge_test_accuracy": accuracy, **measured})
+
+
+# === Arguments ===
+
+
+def build_parser():
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="keras-vqdit",
+        description="Train VQ-VAE tokenizers and diffusion transformers, and draw from them.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(parent, name, run, text):
+        command = parent.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        command.set_defaults(run=run)
+        command.add_argument(
+            "--seed", type=int, default=0, help="the same seed gives the same result on the same machine"
+        )
+        command.add_argument(
+            "--verbose", type=int, choices=(0, 1, 2), default=1, help="1 progress bars, 2 a line an epoch, 0 silence"
+        )
+        return command
+
+    command = add(
+        commands, "quickstart", quickstart, "Train on real digits, draw new ones, judge them: the whole tour."
+    )
+    data_arguments(command)
+    command.add_argument(
+        "--out", type=Path, default=Path("saved_models/quickstart"), help="folder for models, figures and metrics.json"
+    )
+    command.add_argument(
+        "--budget",
+        choices=("fast", "quick", "full"),
+        default="quick",
+        help="fast: only shows that everything runs; quick: at most 8 minutes on 2 CPU cores; full: the whole MNIST, "
+        "about an hour",
+    )
+    command.add_argument("--fast", action="store_true", help="the same as --budget fast")
+
+    train = commands.add_parser("train", help="Train a tokenizer or a diffusion model.", description="Train a model.")
+    train = train.add_subparsers(title="what to train", required=True, metavar="MODEL")
+
+    command = add(train, "tokenizer", train_tokenizer, "Train a VQ-VAE: images to grids of codes and back.")
+    data_arguments(command)
+    command.add_argument("--out", type=Path, default=Path("saved_models/tokenizer.keras"), help="where to save it")
+    command.add_argument("--epochs", type=positive, default=20, help="number of epochs")
+    command.add_argument("--batch-size", type=positive, default=128, help="images in a batch")
+    command.add_argument("--learning-rate", type=float, default=2e-3, help="highest learning rate")
+    command.add_argument("--size", default="digits", help="architecture, a name that VQVAE.from_size knows")
+    command.add_argument("--num-embeddings", type=positive, help="number of codes; default: that of the size")
+    command.add_argument("--embedding-dim", type=positive, help="length of a code vector; default: that of the size")
+
+    command = add(train, "diffusion", train_diffusion, "Train a diffusion transformer on a tokenizer's latents.")
+    data_arguments(command)
+    command.add_argument("--tokenizer", type=Path, required=True, help="a .keras file of `train tokenizer`")
+    command.add_argument(
+        "--out", type=Path, default=Path("saved_models/diffusion.keras"), help="where to save the model"
+    )
+    command.add_argument("--epochs", type=positive, default=60, help="number of epochs")
+    command.add_argument("--batch-size", type=positive, default=64, help="images in a batch")
+    command.add_argument("--learning-rate", type=float, default=1e-3, help="highest learning rate")
+    command.add_argument("--d-model", type=positive, default=192, help="width of the transformer")
+    command.add_argument("--num-heads", type=positive, default=6, help="attention heads; must divide the width")
+    command.add_argument("--num-layers", type=positive, default=6, help="transformer blocks")
+    command.add_argument(
+        "--process",
+        choices=("flow", "gaussian"),
+        default="flow",
+        help="rectified flow, or Gaussian diffusion (cosine schedule, v-prediction, zero terminal SNR, min-SNR weights)",
+    )
+
+    command = add(commands, "reconstruct", reconstruct, "Draw test images beside what a tokenizer makes of them.")
+    data_arguments(command)
+    model_argument(command, "a .keras file of `train tokenizer`")
+    command.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="where to write the figure")
+    command.add_argument("--num-images", type=positive, default=10, help="number of images")
+
+    command = add(commands, "generate", generate, "Draw new images.")
+    model_argument(command, "a .keras file of `train diffusion`")
+    sampling_arguments(command)
+    command.add_argument("--labels", help="classes, such as 7 or 0-9 or 1,3,5-7; default: all")
+    command.add_argument("--per-label", type=positive, default=10, help="images a class")
+    command.add_argument("--out", type=Path, default=Path("samples.png"), help=".png for a figure, .npz for the arrays")
+
+    command = add(commands, "evaluate", evaluate, "Measure a tokenizer or a diffusion model on test data.")
+    data_arguments(command)
+    model_argument(command, "a .keras file of `train`")
+    sampling_arguments(command)
+    command.add_argument("--num-samples", type=positive, default=1000, help="images that are drawn and judged")
+    command.add_argument("--judge-epochs", type=positive, default=12, help="epochs of the judge")
+    return parser
+
+
+def data_arguments(command):
+    command.add_argument(
+        "--dataset",
+        default="mnist_5k",
+        help="mnist_5k (embedded), a TensorFlow Datasets name (with --data-dir), a folder of images, or an .npz file",
+    )
+    command.add_argument("--data-dir", type=Path, help="folder of prepared TensorFlow Datasets")
+    command.add_argument("--image-size", type=positive, help="height and width that images are brought to, in pixels")
+
+
+def model_argument(command, text):
+    command.add_argument("--model", type=Path, required=True, help=text)
+
+
+def sampling_arguments(command):
+    from keras_vqdit.diffusion import SAMPLERS
+
+    command.add_argument("--num-steps", type=positive, default=20, help="steps of the sampler")
+    command.add_argument("--sampler", choices=sorted(SAMPLERS), default="dpmpp_2m", help="which sampler")
+    command.add_argument("--guidance-scale", type=float, default=3.0, help="classifier-free guidance; 1 is off")
+
+
+def positive(text):
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a positive integer, not {text}")
+    return value
+
+
+def parse_labels(text, num_classes):
+    """`"7"`, `"0-9"` or `"1,3,5-7"` as a list of integers."""
+    labels = []
+    for part in text.split(","):
+        first, _, last = part.strip().partition("-")
+        if not first.isdigit() or (last and not last.isdigit()):
+            raise ValueError(f"--labels must look like 7, 0-9 or 1,3,5-7. Received: {text!r}")
+        labels.extend(range(int(first), int(last or first) + 1))
+    if not labels or max(labels) >= num_classes:
+        raise ValueError(f"--labels must be from 0 to {num_classes - 1}, in rising ranges. Received: {text!r}")
+    return labels
+
+
+def check_out(path, *suffixes):
+    """Complain about a path before the work, not after it."""
+    if path.suffix not in suffixes:
+        raise ValueError(f"--out must end in {' or '.join(suffixes)}. Received: {path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def load(arguments):
+    from keras_vqdit import data
+
+    return data.load(
+        arguments.dataset,
+        batch_size=getattr(arguments, "batch_size", 100),
+        data_dir=arguments.data_dir,
+        image_size=arguments.image_size,
+        seed=arguments.seed,
+    )
+
+
+def report(metrics, path=None):
+    """Print the numbers among the metrics."""
+    for key, value in metrics.items():
+        if isinstance(value, (int, float)):
+            print(f"{key:>20}  {value:.4g}")
+    if path is not None:
+        print(f"wrote {path}")

@@ -1,0 +1,215 @@
+"""The main job from nothing: train a tokenizer and a diffusion transformer on digits, draw new ones, and judge them."""
+
+import dataclasses
+import json
+import platform
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from keras_vqdit import data, plotting, recipes
+from keras_vqdit.metrics.classifier import train_classifier
+from keras_vqdit.saving import save_json, save_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """How long each part trains, and how the digits are drawn."""
+
+    judge_epochs: int
+    tokenizer_epochs: int
+    diffusion_epochs: int
+    tokenizer_batch: int = 128
+    diffusion_batch: int = 64
+    d_model: int = 192
+    num_layers: int = 6
+    num_embeddings: int = 512
+    num_samples: int = 1000
+    num_steps: int = 20
+    guidance_scale: float = 3.0
+    sampler: str = "dpmpp_2m"
+
+
+BUDGETS = {
+    # Only shows that everything runs.
+    "fast": Budget(1, 1, 1, d_model=48, num_layers=2, num_embeddings=64, num_samples=50, num_steps=5),
+    # 4,000 digits within 8 minutes on 2 CPU cores.
+    "quick": Budget(12, 20, 60, d_model=128, num_layers=6, num_embeddings=256, num_samples=500),
+    # 60,000 digits, tokenizer and diffusion within 45 minutes on 2 CPU cores.
+    "full": Budget(6, 12, 7),
+}
+
+
+def run(out, *, dataset="mnist_5k", data_dir=None, budget="quick", seed=0, verbose=1):
+    """Train, draw, judge, and leave models, figures and a metrics file behind.
+
+    Args:
+        out: folder for the results. Older results of the same names are replaced, each when its new one is complete.
+        dataset: what `data.load` takes, with labels.
+        data_dir: folder of TensorFlow Datasets, if `dataset` is one.
+        budget: a name in `BUDGETS`, or a `Budget`.
+        seed: integer. The same seed gives the same result on the same machine.
+        verbose: 1 shows progress bars, 2 a line an epoch, 0 nothing.
+
+    Returns:
+        Dict of the metrics, as in `metrics.json`.
+    """
+    name, budget = (budget, BUDGETS[budget]) if isinstance(budget, str) else ("custom", budget)
+    out = Path(out)
+    keras.utils.set_random_seed(seed)
+    seconds = {}
+
+    def load(batch_size):
+        return data.load(dataset, batch_size=batch_size, data_dir=data_dir, seed=seed)
+
+    def say(title):
+        if verbose:
+            print(f"\n{title}", flush=True)
+
+    train, test = load(budget.tokenizer_batch)
+    info = data.describe(train)
+    say(f"1/4  The judge: a classifier of real images ({info.size} to train, {data.describe(test).size} to test)")
+    with timed(seconds, "judge"):
+        judge, judge_accuracy = train_classifier(train, test, epochs=budget.judge_epochs, seed=seed, verbose=verbose)
+
+    say(f"2/4  The tokenizer: a VQ-VAE with {budget.num_embeddings} codes")
+    with timed(seconds, "tokenizer"):
+        tokenizer, tokenizer_curves = recipes.train_tokenizer(
+            train, test, epochs=budget.tokenizer_epochs, num_embeddings=budget.num_embeddings, verbose=verbose
+        )
+    save_model(tokenizer, out / "tokenizer.keras")
+
+    say("3/4  The diffusion transformer, on the tokenizer's latents")
+    with timed(seconds, "diffusion"):
+        model, diffusion_curves = recipes.train_diffusion(
+            load(budget.diffusion_batch)[0],
+            tokenizer,
+            epochs=budget.diffusion_epochs,
+            d_model=budget.d_model,
+            num_heads=budget.d_model // 32 if budget.d_model >= 64 else 2,
+            num_layers=budget.num_layers,
+            seed=seed,
+            verbose=verbose,
+        )
+    save_model(model, out / "diffusion.keras")
+
+    say(f"4/4  {budget.num_samples} new images, {budget.num_steps} steps of {budget.sampler}")
+    drawing = {
+        "num_steps": budget.num_steps,
+        "sampler": budget.sampler,
+        "guidance_scale": budget.guidance_scale,
+        "seed": seed,
+        "verbose": verbose,
+    }
+    drawn = recipes.measure_generation(model, judge, test, num_samples=budget.num_samples, **drawing)
+    seconds["drawing"] = drawn["seconds"]
+    restored = recipes.measure_tokenizer(tokenizer, test)
+
+    figures = draw_figures(out, model, tokenizer, test, restored["counts"], tokenizer_curves, diffusion_curves, drawing)
+    metrics = {
+        "dataset": dataset if isinstance(dataset, str) else "arrays",
+        "budget": {"name": name, **dataclasses.asdict(budget)},
+        "seed": seed,
+        "tokenizer": {key: value for key, value in restored.items() if key != "counts"},
+        "generation": {
+            "accuracy": drawn["accuracy"],
+            "judge_test_accuracy": judge_accuracy,
+            "frechet_distance": drawn["frechet_distance"],
+            "num_samples": budget.num_samples,
+        },
+        "seconds": {key: round(value, 1) for key, value in seconds.items()},
+        "versions": {
+            "keras": keras.__version__,
+            "backend": keras.backend.backend(),
+            "python": platform.python_version(),
+        },
+    }
+    save_json(metrics, out / "metrics.json")
+    if verbose:
+        print(table(metrics))
+        print(
+            "\n".join(
+                f"  {path}"
+                for path in [out / "tokenizer.keras", out / "diffusion.keras", out / "metrics.json", *figures]
+            )
+        )
+    return metrics
+
+
+def draw_figures(out, model, tokenizer, test, counts, tokenizer_curves, diffusion_curves, drawing):
+    """Draw and save every figure; returns their paths."""
+    originals = recipes.to_arrays(test, limit=10)
+    restored = np.asarray(tokenizer.decode(tokenizer.encode(originals)))
+    classes = model.num_classes
+    grid = model.generate(np.repeat(np.arange(classes), 10), **{**drawing, "verbose": 0})
+    _, trajectory = model.generate(np.arange(classes), return_trajectory=True, **{**drawing, "verbose": 0})
+    paths = {
+        name: out / f"{name}.png"
+        for name in (
+            "tokenizer_curves",
+            "diffusion_curves",
+            "reconstructions",
+            "codebook_usage",
+            "samples",
+            "trajectory",
+        )
+    }
+    plotting.training_curves(tokenizer_curves, title="Tokenizer", path=paths["tokenizer_curves"])
+    plotting.training_curves(diffusion_curves, title="Diffusion transformer", path=paths["diffusion_curves"])
+    plotting.reconstructions(originals, restored, path=paths["reconstructions"])
+    plotting.codebook_usage(counts, path=paths["codebook_usage"])
+    plotting.image_grid(grid, row_labels=[str(i) for i in range(classes)], path=paths["samples"])
+    plotting.trajectory(trajectory["noisy"], trajectory["times"], path=paths["trajectory"])
+    return list(paths.values())
+
+
+def table(metrics):
+    """The metrics as a table for people."""
+    tokenizer, generation, seconds = metrics["tokenizer"], metrics["generation"], metrics["seconds"]
+    rows = [
+        (
+            "Reconstruction of unseen images",
+            f"{tokenizer['psnr']:.2f} dB PSNR",
+            f"MSE/variance {tokenizer['mse_over_variance']:.4f}",
+        ),
+        (
+            "Codes used on the whole test split",
+            f"{tokenizer['codes_used']:.1%} of {tokenizer['num_embeddings']}",
+            f"perplexity {tokenizer['perplexity']:.1f}",
+        ),
+        (
+            f"Drawn images recognised ({generation['num_samples']})",
+            f"{generation['accuracy']:.1%}",
+            f"judge on real test images: {generation['judge_test_accuracy']:.1%}",
+        ),
+        ("Fréchet distance, judge's features", f"{generation['frechet_distance']:.2f}", ""),
+        (
+            "Time",
+            f"{sum(seconds.values()):.0f} s",
+            ", ".join(f"{key} {value:.0f}" for key, value in seconds.items()),
+        ),
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c}".rstrip() for a, b, c in rows]
+    rule = "-" * max(map(len, lines))
+    return "\n".join(["", rule, *lines, rule])
+
+
+class timed:
+    """Adds the seconds of a block to a dict."""
+
+    def __init__(self, seconds, key):
+        self.seconds, self.key = seconds, key
+
+    def __enter__(self):
+        self.begin = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds[self.key] = time.perf_counter() - self.begin
+
+
+def load_metrics(out):
+    """The metrics of an earlier run."""
+    return json.loads((Path(out) / "metrics.json").read_text())

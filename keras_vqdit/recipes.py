@@ -1,0 +1,178 @@
+"""Training recipes: what the command line and the quickstart run, with settings that work on a CPU."""
+
+import time
+
+import keras
+import numpy as np
+
+from keras_vqdit import data
+from keras_vqdit.diffusion import RectifiedFlow
+from keras_vqdit.metrics.classifier import features
+from keras_vqdit.metrics.frechet import frechet_distance
+from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
+from keras_vqdit.models.latent_diffusion import LatentDiffusion
+from keras_vqdit.models.vqvae import VQVAE
+
+
+def optimizer(train, epochs, learning_rate, *, beta_2=0.999, weight_decay=0.0):
+    """AdamW with a short warm-up, then a cosine down to 1 % of the learning rate; gradients clipped at norm 1."""
+    steps = max(1, epochs * int(train.cardinality()))
+    warmup = min(200, steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 100 if warmup else learning_rate,
+        max(1, steps - warmup),
+        alpha=0.01,
+        warmup_target=learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    return keras.optimizers.AdamW(schedule, weight_decay=weight_decay, beta_2=beta_2, clipnorm=1.0)
+
+
+def train_tokenizer(
+    train, test=None, *, epochs, size="digits", learning_rate=2e-3, verbose=1, callbacks=None, **options
+):
+    """Train a VQ-VAE on a data set of images.
+
+    Args:
+        train, test: data sets of `keras_vqdit.data.load`; `test` may be `None`.
+        epochs: number of epochs.
+        size: name of the architecture, see `VQVAE.from_size`.
+        learning_rate: highest learning rate. Defaults to 0.002.
+        verbose: as in `fit`.
+        callbacks: as in `fit`.
+        **options: arguments of `VQVAE.from_size`, such as `num_embeddings`.
+
+    Returns:
+        Tuple of the tokenizer and a dict of the training curves.
+    """
+    tokenizer = VQVAE.from_size(size, input_shape=data.describe(train).image_shape, **options)
+    tokenizer.compile(optimizer(train, epochs, learning_rate))
+    history = tokenizer.fit(train, validation_data=test, epochs=epochs, verbose=verbose, callbacks=callbacks)
+    return tokenizer, history.history
+
+
+def train_diffusion(
+    train,
+    tokenizer,
+    *,
+    epochs,
+    d_model=192,
+    num_heads=6,
+    num_layers=6,
+    process=None,
+    learning_rate=1e-3,
+    label_dropout=0.1,
+    ema_decay=0.999,
+    seed=None,
+    verbose=1,
+    callbacks=None,
+):
+    """Train a class-conditional latent diffusion transformer on the latents of a tokenizer, encoded once.
+
+    Args:
+        train: data set of `keras_vqdit.data.load`; labels, where it has them, become the condition.
+        tokenizer: a trained `VQVAE` or `VAE`; it stays as it is.
+        epochs: number of epochs.
+        d_model, num_heads, num_layers: size of the transformer; its feed-forward layer has 4 d_model units.
+        process: diffusion process. Defaults to `RectifiedFlow()`.
+        learning_rate: highest learning rate. Defaults to 0.001.
+        label_dropout, ema_decay, seed: as in `LatentDiffusion`.
+        verbose: as in `fit`.
+        callbacks: as in `fit`.
+
+    Returns:
+        Tuple of the model and a dict of the training curves.
+    """
+    network = DiffusionTransformer(
+        d_model, num_heads, 4 * d_model, num_layers, num_classes=data.describe(train).num_classes
+    )
+    model = LatentDiffusion(
+        tokenizer,
+        network,
+        process or RectifiedFlow(seed=seed),
+        label_dropout=label_dropout,
+        ema_decay=ema_decay,
+        seed=seed,
+    )
+    latents = data.encode_latents(train, tokenizer)
+    model.compile(optimizer(latents, epochs, learning_rate, beta_2=0.99, weight_decay=0.01))
+    history = model.fit(latents, epochs=epochs, verbose=verbose, callbacks=callbacks)
+    return model, history.history
+
+
+# === Measures ===
+
+
+def to_arrays(dataset, key="image", limit=None):
+    """All examples of one key of a data set in its own order, as one array."""
+    dataset = dataset.in_order() if hasattr(dataset, "in_order") else dataset
+    batches, count = [], 0
+    for batch in dataset:
+        batches.append(np.asarray(batch[key]))
+        count += len(batches[-1])
+        if limit and count >= limit:
+            break
+    return np.concatenate(batches)[:limit]
+
+
+def measure_tokenizer(tokenizer, test):
+    """How well a tokenizer restores images it has not seen, and how it uses its codebook.
+
+    Returns:
+        Dict of `psnr` (dB, from the mean squared error over the whole set, range 2), `mse`, `mse_over_variance`, `l1`,
+        `codes_used` (fraction), `perplexity`, `num_embeddings`, and `counts`, an array (num_embeddings,).
+    """
+    squared = absolute = values = 0.0
+    moments = np.zeros(2)
+    counts = np.zeros(tokenizer.num_embeddings, "int64")
+    for batch in test.in_order() if hasattr(test, "in_order") else test:
+        images = np.asarray(batch[tokenizer.modality], "float64")
+        codes = np.asarray(tokenizer.encode(batch[tokenizer.modality]))
+        errors = np.asarray(tokenizer.decode(codes), "float64") - images
+        squared, absolute, values = squared + np.sum(errors**2), absolute + np.sum(np.abs(errors)), values + images.size
+        moments += np.sum(images), np.sum(images**2)
+        counts += np.bincount(codes.ravel(), minlength=len(counts))
+    mse, mean = squared / values, moments / values
+    share = counts / counts.sum()
+    return {
+        "psnr": float(10 * np.log10(4 / mse)),
+        "mse": float(mse),
+        "mse_over_variance": float(mse / (mean[1] - mean[0] ** 2)),
+        "l1": float(absolute / values),
+        "codes_used": float(np.mean(counts > 0)),
+        "perplexity": float(np.exp(-np.sum(share * np.log(share + 1e-10)))),
+        "num_embeddings": int(tokenizer.num_embeddings),
+        "counts": counts,
+    }
+
+
+def measure_generation(model, classifier, test, *, num_samples=1000, batch_size=250, **generate):
+    """Judge drawn examples by a classifier of real ones.
+
+    Args:
+        model: a class-conditional `LatentDiffusion`.
+        classifier: of `keras_vqdit.metrics.train_classifier`.
+        test: data set of real images, which the drawn ones are compared with.
+        num_samples: how many to draw, the classes in turn. Defaults to 1000.
+        batch_size: examples drawn at a time.
+        **generate: arguments of `LatentDiffusion.generate`.
+
+    Returns:
+        Dict of `accuracy` (share recognised as the label that was asked for), `frechet_distance` (between the
+        classifier's features of the drawn images and of the test images), `seconds`, `labels` and `images`.
+    """
+    labels = np.arange(num_samples) % model.num_classes
+    begin = time.perf_counter()
+    images = model.generate(labels, batch_size=batch_size, **generate)
+    seconds = time.perf_counter() - begin
+    extract = features(classifier)
+    predicted = np.argmax(classifier.predict(images, batch_size=250, verbose=0), axis=-1)
+    real = extract.predict(to_arrays(test), batch_size=250, verbose=0)
+    drawn = extract.predict(images, batch_size=250, verbose=0)
+    return {
+        "accuracy": float(np.mean(predicted == labels)),
+        "frechet_distance": float(frechet_distance(drawn, real)),
+        "seconds": seconds,
+        "labels": labels,
+        "images": images,
+    }
