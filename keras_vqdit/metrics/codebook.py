@@ -1,0 +1,81 @@
+"""How much of a codebook an epoch used."""
+
+import keras
+from keras import ops
+
+
+class _CodeCounts(keras.metrics.Metric):
+    """Add up how many vectors chose each code, over the whole epoch: one batch alone misleads."""
+
+    def __init__(self, num_embeddings, *, name=None, dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        if num_embeddings < 1:
+            raise ValueError(f"`num_embeddings` must be a positive integer. Received: num_embeddings={num_embeddings}")
+        self.num_embeddings = num_embeddings
+        # float32 under every policy: float16 can not count beyond 2,048.
+        self.counts = self.add_variable((num_embeddings,), "zeros", dtype="float32", name="counts")
+
+    def update_state(self, counts):
+        """Add the counts `(K,)` of one batch, such as `VectorQuantizer.batch_counts`."""
+        if tuple(counts.shape) != (self.num_embeddings,):
+            raise ValueError(
+                f"`counts` must be of shape (num_embeddings={self.num_embeddings},). "
+                f"Received: counts.shape={tuple(counts.shape)}"
+            )
+        self.counts.assign(self.counts + ops.cast(counts, "float32"))
+
+    def get_config(self):
+        return {**super().get_config(), "num_embeddings": self.num_embeddings}
+
+
+@keras.saving.register_keras_serializable("keras_vqdit")
+class CodebookUsage(_CodeCounts):
+    """Measure the fraction of the codes that at least one vector of the epoch chose.
+
+    Args:
+        num_embeddings: K, the number of codes.
+        name: Default: `"codebook_usage"`.
+        dtype: ignored for the counts, which are float32.
+
+    Example:
+
+    >>> metric = CodebookUsage(4)
+    >>> metric.update_state(np.array([3.0, 0.0, 1.0, 0.0]))
+    >>> metric.update_state(np.array([2.0, 2.0, 0.0, 0.0]))
+    >>> float(metric.result())
+    0.75
+    """
+
+    def __init__(self, num_embeddings, *, name="codebook_usage", dtype=None):
+        super().__init__(num_embeddings, name=name, dtype=dtype)
+
+    def result(self):
+        return ops.mean(ops.cast(self.counts > 0, "float32"))
+
+
+@keras.saving.register_keras_serializable("keras_vqdit")
+class CodebookPerplexity(_CodeCounts):
+    """Measure the perplexity exp(−Σ p ln(p + 1e-10)) of the codes' frequencies p over the epoch.
+
+    It is K where all codes are equally frequent, 1 where one code is all there is, and 0 before the first update.
+
+    Args:
+        num_embeddings: K, the number of codes.
+        name: Default: `"codebook_perplexity"`.
+        dtype: ignored for the counts, which are float32.
+
+    Example:
+
+    >>> metric = CodebookPerplexity(4)
+    >>> metric.update_state(np.array([5.0, 5.0, 0.0, 0.0]))
+    >>> round(float(metric.result()), 6)
+    2.0
+    """
+
+    def __init__(self, num_embeddings, *, name="codebook_perplexity", dtype=None):
+        super().__init__(num_embeddings, name=name, dtype=dtype)
+
+    def result(self):
+        total = ops.sum(self.counts)
+        p = self.counts / ops.maximum(total, 1.0)
+        return ops.where(total > 0, ops.exp(-ops.sum(p * ops.log(p + 1e-10))), 0.0)
