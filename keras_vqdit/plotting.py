@@ -257,9 +257,7 @@ def code_maps(codes, *, images=None, num_embeddings=None, columns=8, title="Code
                 axis.text(column, row, str(code), color=color, fontsize=5, ha="center", va="center")
     if codes.ndim == 2:
         axes[-1, 0].set(xlabel="position", ylabel="example")
-    figure.colorbar(
-        drawn, ax=list(axes.ravel()), label="code", fraction=0.04, pad=0.01 + 0.02 / count
-    )
+    figure.colorbar(drawn, ax=list(axes.ravel()), label="code", fraction=0.04, pad=0.01 + 0.02 / count)
     return _finish(figure, path)
 
 
@@ -267,16 +265,26 @@ def code_maps(codes, *, images=None, num_embeddings=None, columns=8, title="Code
 
 
 def image_grid(
-    images, *, rows=None, row_labels=None, column_labels=None, title=None, xlabel=None, ylabel=None, path=None
+    images,
+    *,
+    rows=None,
+    columns=None,
+    row_labels=None,
+    column_labels=None,
+    title="Images",
+    xlabel=None,
+    ylabel=None,
+    path=None,
 ):
     """Draw images in rows, such as a row a class.
 
     Args:
         images: `(N, H, W[, C])`, row after row; or `(rows, columns, H, W, C)`.
         rows: number of rows. Default: as many as `row_labels`, else about a square.
+        columns: number of columns, instead of `rows`.
         row_labels: a label a row, or None.
         column_labels: a label a column, or None.
-        title: title of the figure, or None.
+        title: title of the figure; "" for none.
         xlabel: what the columns are, or None.
         ylabel: what the rows are, or None.
         path: file to write, or None.
@@ -286,13 +294,15 @@ def image_grid(
     """
     images = _numpy(images)
     if images.ndim == 5:
-        rows = len(images) if rows is None else rows
+        columns = images.shape[1]
         images = images.reshape(-1, *images.shape[2:])
     pixels = _pixels(images, "images")
     count, height, width, channels = pixels.shape
-    if rows is None:
-        rows = len(row_labels) if row_labels is not None else max(round(np.sqrt(count)), 1)
-    columns = -(-count // rows)
+    if columns is None:
+        if rows is None:
+            rows = len(row_labels) if row_labels is not None else max(round(np.sqrt(count)), 1)
+        columns = -(-count // rows)
+    rows = -(-count // columns)
     for name, labels, number in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
         if labels is not None and len(labels) != number:
             raise ValueError(f"`{name}` must have {number} entries. Received: {len(labels)}")
@@ -302,24 +312,16 @@ def image_grid(
         y, x = i // columns * (height + gap), i % columns * (width + gap)
         sheet[y : y + height, x : x + width] = image
     tile = float(np.clip(min(9.0 / columns, 12.0 / rows), 0.15, 1.2))
-    figure = _figure(
-        max(tile * columns, 2.5) + (0.6 if row_labels is not None else 0.2),
-        tile * rows * height / width + (0.7 if title or xlabel else 0.3),
-    )
+    figure = _figure(max(tile * columns, 2.5) + 0.4, tile * rows * height / width + 0.7)
     axis = figure.subplots()
     _show(axis, sheet)
-    for spine in axis.spines.values():
-        spine.set_visible(False)
+    axis.spines[:].set_visible(False)
     if row_labels is not None:
-        axis.set_yticks(
-            np.arange(rows) * (height + gap) + (height - 1) / 2, [str(label) for label in row_labels]
-        )
+        axis.set_yticks(np.arange(rows) * (height + gap) + (height - 1) / 2, [str(k) for k in row_labels])
     if column_labels is not None:
-        axis.set_xticks(
-            np.arange(columns) * (width + gap) + (width - 1) / 2, [str(label) for label in column_labels]
-        )
+        axis.set_xticks(np.arange(columns) * (width + gap) + (width - 1) / 2, [str(k) for k in column_labels])
     axis.tick_params(length=0)
-    axis.set(title=title or "", xlabel=xlabel or "", ylabel=ylabel or "")
+    axis.set(title=title, xlabel=xlabel or "", ylabel=ylabel or "")
     return _finish(figure, path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vqdit.data.examples import Examples, Source
-from keras_vqdit.data.images import fit_to, with_channels
+from keras_vqdit.data.images import fit_to, prepare
 
 TEST_SPLITS = ("test", "validation")
 
@@ -67,7 +67,7 @@ def _builder(name, folder, download):
             f'The data set "{name}" is not prepared in {folder}. There: {there}. '
             "Pass its folder as `data_dir`, or `download=True` to download and prepare it."
         )
-    similar = difflib.get_close_matches(name, [*available, *known], 3)
+    similar = difflib.get_close_matches(name, {*available, *known}, 3)
     hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
     raise ValueError(
         f'Unknown data set "{name}".{hint} Valid are "mnist_5k", the name of a TFDS data set (prepared in {folder}: {there}), '
@@ -87,16 +87,14 @@ def _read_split(builder, split, labelled, size, channels):
             f'The images of "{builder.name}" differ in size ({feature.shape}): pass `image_size`.'
         )
 
-    def prepare(example):
-        image = (
-            example["image"] if size is None or feature.shape[:2] == size else fit_to(example["image"], size)
-        )
+    def select(example):
+        image = fit_to(example["image"], size) if None in feature.shape else example["image"]
         return (image, tf.cast(example["label"], "int32")) if labelled else (image,)
 
     dataset = builder.as_dataset(split=split, read_config=tfds.ReadConfig(try_autocache=False))
-    dataset = dataset.map(prepare, num_parallel_calls=tf.data.AUTOTUNE).batch(1024).prefetch(1)
+    dataset = dataset.map(select, num_parallel_calls=tf.data.AUTOTUNE).batch(1024).prefetch(1)
     batches = list(dataset.as_numpy_iterator())
     if not batches:
         raise ValueError(f'The split "{split}" of "{builder.name}" is empty.')
     arrays = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-    return Examples(with_channels(arrays[0], channels), arrays[1] if labelled else None)
+    return Examples(prepare(arrays[0], size, channels), arrays[1] if labelled else None)

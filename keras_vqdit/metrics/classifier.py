@@ -239,5 +239,5 @@ def train_classifier(
         metrics=[keras.metrics.SparseCategoricalAccuracy(name="accuracy")],
         jit_compile=jit_compile,
     )
-    classifier.fit(batches, epochs=epochs, verbose=verbose)
+    classifier.fit(batches, epochs=epochs, verbose=verbose, shuffle=False)  # the data set shuffles itself
     return classifier, float(classifier.evaluate(test_batches, verbose=0, return_dict=True)["accuracy"])
