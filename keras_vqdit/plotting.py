@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from keras import ops
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
@@ -312,7 +313,7 @@ def image_grid(
         y, x = i // columns * (height + gap), i % columns * (width + gap)
         sheet[y : y + height, x : x + width] = image
     tile = float(np.clip(min(9.0 / columns, 12.0 / rows), 0.15, 1.2))
-    figure = _figure(max(tile * columns, 2.5) + 0.4, tile * rows * height / width + 0.7)
+    figure = _figure(max(tile * columns, 2.5) + 0.4, tile * rows * height / width + 0.9)
     axis = figure.subplots()
     _show(axis, sheet)
     axis.spines[:].set_visible(False)
@@ -366,7 +367,9 @@ def _log_scale(axis):
 
 
 def _figure(width, height, layout="constrained"):
-    return Figure(figsize=(width, height), dpi=DPI, layout=layout)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=layout)
+    FigureCanvasAgg(figure)  # becomes its canvas
+    return figure
 
 
 def _finish(figure, path):

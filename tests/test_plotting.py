@@ -1,0 +1,255 @@
+"""Figures: what they show, that they need no display, and that they leave the user's matplotlib alone."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from keras_vqdit import plotting
+
+RNG = np.random.default_rng(0)
+IMAGES = RNG.uniform(-1.0, 1.0, (12, 8, 8, 1)).astype("float32")
+LOGS = {"loss": [3.0, 2.0, 1.0], "val_loss": [3.1, 2.2, 1.3], "psnr": [10.0, 12.0, 15.0]}
+
+FIGURES = {
+    "training_curves": lambda path: plotting.training_curves(
+        {"tokenizer": LOGS, "diffusion": LOGS}, path=path
+    ),
+    "reconstructions": lambda path: plotting.reconstructions(IMAGES, 0.5 * IMAGES, path=path),
+    "codebook_usage": lambda path: plotting.codebook_usage([3, 0, 5, 9], path=path),
+    "code_maps": lambda path: plotting.code_maps(
+        np.arange(18).reshape(2, 3, 3), images=IMAGES[:2], path=path
+    ),
+    "image_grid": lambda path: plotting.image_grid(IMAGES, row_labels=range(3), path=path),
+    "trajectory": lambda path: plotting.trajectory([IMAGES[:2]] * 3, [1.0, 0.5, 0.0], path=path),
+}
+
+
+def texts(figure):
+    found = [t.get_text() for t in figure.findobj(matplotlib.text.Text)]
+    return [text for text in found if text]
+
+
+def drawn(figure):
+    """Arrays of all drawn images, without those of colour bars."""
+    return [image.get_array() for image in figure.findobj(matplotlib.image.AxesImage)]
+
+
+# === All of them ===
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_returned_titled_and_written(name, tmp_path):
+    path = tmp_path / "new" / "folder" / f"{name}.png"
+    figure = FIGURES[name](path)
+    assert isinstance(figure, Figure)
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    titles = [axis.get_title() for axis in figure.axes] + [figure.get_suptitle()]
+    assert any(titles)
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_nothing_is_cut_off(name):
+    figure = FIGURES[name](None)
+    figure.canvas.draw()
+    content = figure.get_tightbbox()  # in inches
+    width, height = figure.get_size_inches()
+    assert content.x0 >= -0.01 and content.y0 >= -0.01
+    assert content.x1 <= width + 0.01 and content.y1 <= height + 0.01
+
+
+def test_no_display_no_open_figures_and_no_change_of_settings():
+    code = """
+import sys, matplotlib
+settings = dict(matplotlib.rcParams.copy())
+from tests.test_plotting import FIGURES
+for draw in FIGURES.values():
+    draw(None).canvas.draw()
+pyplot = sys.modules.get("matplotlib.pyplot")  # Keras imports it
+assert pyplot is None or not pyplot.get_fignums(), "a figure was left open"
+assert dict(matplotlib.rcParams.copy()) == settings
+"""
+    hidden = ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=Path(__file__).parents[1])
+
+
+# === Training curves ===
+
+
+def test_training_and_validation_share_a_panel_and_differ_in_line_style():
+    figure = plotting.training_curves(LOGS)
+    loss, psnr = figure.axes
+    assert (loss.get_title(), psnr.get_title(), psnr.get_ylabel(), loss.get_xlabel()) == (
+        "loss",
+        "psnr",
+        "dB",
+        "epoch",
+    )
+    train, validation = loss.lines
+    np.testing.assert_array_equal(train.get_data(), ([1, 2, 3], [3.0, 2.0, 1.0]))
+    np.testing.assert_array_equal(validation.get_ydata(), [3.1, 2.2, 1.3])
+    assert (
+        train.get_linestyle() != validation.get_linestyle() and train.get_marker() != validation.get_marker()
+    )
+    assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation"]
+
+
+def test_histories_of_keras_continue_at_their_first_epoch():
+    history = keras.callbacks.History()
+    history.history, history.epoch = {"loss": [1.0, 0.5]}, [4, 5]
+    line = plotting.training_curves({"later": history}).axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_xdata(), [5, 6])
+
+
+def test_every_model_has_its_row():
+    figure = plotting.training_curves({"one": LOGS, "two": {"loss": [1.0]}})
+    assert len(figure.axes) == 3 and {"one", "two"} <= set(texts(figure))
+
+
+def test_losses_over_magnitudes_are_drawn_logarithmically():
+    assert plotting.training_curves({"loss": [100.0, 1.0]}).axes[0].get_yscale() == "log"
+    assert plotting.training_curves({"loss": [100.0, 90.0]}).axes[0].get_yscale() == "linear"
+    assert plotting.training_curves({"loss": [100.0, -1.0]}).axes[0].get_yscale() == "linear"
+
+
+@pytest.mark.parametrize("histories", [{}, 5, {"loss": 1.0}])
+def test_no_history_is_an_error(histories):
+    with pytest.raises(ValueError, match="`histories` must be what `fit` returns"):
+        plotting.training_curves(histories)
+
+
+# === Reconstructions ===
+
+
+def test_reconstructions_show_the_absolute_error_and_the_psnr():
+    figure = plotting.reconstructions(IMAGES, 0.5 * IMAGES, columns=4)
+    first, second, error = (np.stack(drawn(figure)[i : i + 4]) for i in (0, 4, 8))
+    np.testing.assert_allclose(first, IMAGES[:4, ..., 0] / 2 + 0.5, atol=1e-6)
+    np.testing.assert_allclose(second, IMAGES[:4, ..., 0] / 4 + 0.5, atol=1e-6)
+    np.testing.assert_allclose(error, np.abs(IMAGES[:4, ..., 0]) / 4, atol=1e-6)
+    psnr = 10 * np.log10(4 / np.mean((IMAGES[0] / 2) ** 2))  # the range is 2
+    assert f"{psnr:.1f} dB" in texts(figure) and "PSNR" in texts(figure)
+
+
+def test_errors_share_one_scale():
+    worse = IMAGES.copy()
+    worse[1] += 0.5
+    limits = {
+        image.get_clim()
+        for axis in plotting.reconstructions(IMAGES, worse).axes[16:24]
+        for image in axis.images
+    }
+    assert len(limits) == 1
+
+
+def test_different_shapes_are_an_error():
+    with pytest.raises(ValueError, match="of one shape"):
+        plotting.reconstructions(IMAGES, IMAGES[:3])
+
+
+# === Codes ===
+
+
+def test_codebook_usage_counts_codes_and_perplexity():
+    figure = plotting.codebook_usage([10, 0, 30, 40, 20])
+    share = np.array([0.1, 0.3, 0.4, 0.2])
+    perplexity = np.exp(-np.sum(share * np.log(share)))
+    axis = figure.axes[0]
+    assert axis.get_title() == f"Codebook usage: 4 of 5 codes (80.0 %), perplexity {perplexity:.1f}"
+    assert axis.get_yscale() == "log" and "1 never chosen" in texts(figure)
+    stairs = next(p for p in axis.patches if isinstance(p, matplotlib.patches.StepPatch))
+    np.testing.assert_array_equal(stairs.get_data().values, [40, 30, 20, 10])
+
+
+@pytest.mark.parametrize("counts", [[], [0, 0], [-1, 2], [[1, 2]]])
+def test_counts_must_be_counts(counts):
+    with pytest.raises(ValueError, match="`counts` must be"):
+        plotting.codebook_usage(counts)
+
+
+def test_code_maps_write_the_codes_and_leave_masked_ones_blank():
+    figure = plotting.code_maps(np.array([[[3, -1], [7, 511]]]), num_embeddings=512)
+    written = [text.get_text() for text in figure.axes[0].texts]
+    assert written == ["3", "7", "511"]
+    assert drawn(figure)[0].mask.tolist() == [[False, True], [False, False]]
+    assert len(plotting.code_maps(np.zeros((5, 100), int)).axes) == 2  # sequences: one map and the colour bar
+
+
+def test_codes_must_be_integers_and_images_as_many():
+    with pytest.raises(ValueError, match="`codes` must be integers"):
+        plotting.code_maps(np.zeros((2, 3, 3)))
+    with pytest.raises(ValueError, match="as many as the maps"):
+        plotting.code_maps(np.zeros((2, 3, 3), int), images=IMAGES)
+
+
+# === Generation ===
+
+
+def test_image_grid_puts_images_row_after_row():
+    figure = plotting.image_grid(IMAGES, row_labels=["a", "b", "c"], ylabel="class")
+    sheet = drawn(figure)[0]
+    step = sheet.shape[1] - 3 * 9  # tiles of 8 with gaps of 1
+    assert step == 8 and sheet.shape == (26, 35)
+    for i, image in enumerate(IMAGES):
+        y, x = 9 * (i // 4), 9 * (i % 4)
+        np.testing.assert_allclose(sheet[y : y + 8, x : x + 8], image[..., 0] / 2 + 0.5, atol=1e-6)
+    axis = figure.axes[0]
+    assert [label.get_text() for label in axis.get_yticklabels()] == [
+        "a",
+        "b",
+        "c",
+    ] and axis.get_ylabel() == "class"
+
+
+def test_image_grid_takes_columns_rows_of_rows_and_colour():
+    assert drawn(plotting.image_grid(IMAGES[:7], columns=3))[0].shape == (26, 26)
+    assert drawn(plotting.image_grid(IMAGES.reshape(2, 6, 8, 8, 1)))[0].shape == (17, 53)
+    color = np.full((2, 8, 8, 3), 255, "uint8") * np.array([1, 0, 0], "uint8")
+    sheet = drawn(plotting.image_grid(color, rows=1))[0]
+    np.testing.assert_array_equal(sheet[0, 0], [1.0, 0.0, 0.0])
+
+
+def test_trajectory_keeps_the_first_and_the_last_step():
+    steps, times = (
+        np.linspace(-1, 1, 21)[:, None, None, None, None] * np.ones((21, 2, 8, 8, 1)),
+        np.linspace(1, 0, 21),
+    )
+    figure = plotting.trajectory(steps, times, columns=5)
+    labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    assert labels == ["1.00", "0.75", "0.50", "0.25", "0.00"]
+    sheet = drawn(figure)[0]
+    np.testing.assert_allclose([sheet[0, 0], sheet[0, 9], sheet[9, -1]], [0.0, 0.25, 1.0], atol=1e-6)
+
+
+def test_labels_and_times_must_fit():
+    with pytest.raises(ValueError, match="`row_labels` must have 4 entries"):
+        plotting.image_grid(IMAGES, rows=4, row_labels="abc")
+    with pytest.raises(ValueError, match="`times` must be one time a step"):
+        plotting.trajectory([IMAGES] * 3, [1.0, 0.0])
+
+
+# === Images ===
+
+
+def test_tensors_uint8_and_images_without_channels_are_images_too():
+    expected = drawn(plotting.image_grid(IMAGES))[0]
+    np.testing.assert_allclose(drawn(plotting.image_grid(keras.ops.convert_to_tensor(IMAGES)))[0], expected)
+    np.testing.assert_allclose(drawn(plotting.image_grid(IMAGES[..., 0]))[0], expected)
+    as_uint8 = np.round((IMAGES + 1) * 127.5).astype("uint8")
+    np.testing.assert_allclose(drawn(plotting.image_grid(as_uint8))[0], expected, atol=1 / 255)
+
+
+@pytest.mark.parametrize(
+    "images",
+    [np.zeros((2, 8, 8, 2)), np.zeros((8, 8)), 255.0 * np.ones((2, 8, 8, 1)), np.ones((2, 8, 8, 1), int)],
+)
+def test_what_is_no_image_is_refused(images):
+    with pytest.raises(ValueError, match="`images` must be"):
+        plotting.image_grid(images)
