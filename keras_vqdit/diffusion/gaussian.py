@@ -250,7 +250,7 @@ def learned_log_variance(fraction, log_small, log_large):
 def normal_kl(difference, log_variance, other_log_variance):
     """KL(N(m, v) || N(m', v')) in nats of two normal distributions with `difference = m - m'`."""
     ratio = log_variance - other_log_variance
-    return 0.5 * (ops.exp(ratio) - 1 - ratio + ops.square(difference) * ops.exp(-other_log_variance))
+    return 0.5 * (ops.expm1(ratio) - ratio + ops.square(difference) * ops.exp(-other_log_variance))
 
 
 def discretized_log_likelihood(x, mean, log_variance):

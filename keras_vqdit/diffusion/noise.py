@@ -1,4 +1,4 @@
-"""Standard normal noise as a pure function of a seed: the same numbers eagerly, compiled, and on every backend.
+"""Standard normal noise, a pure function of a seed: the same eagerly, compiled and on every backend, up to rounding.
 
 On TensorFlow `keras.random.normal` gives other numbers inside XLA than outside, and is some twenty times slower in an
 XLA program for the CPU, which repeats the scrambling of the seed for every element. Here element i depends on the

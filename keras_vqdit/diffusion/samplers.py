@@ -72,10 +72,14 @@ def ddim_step(denoise, process, x, t, s, memory=None, seed=None, *, eta=0.0, cli
     (alpha_t, sigma_t), (alpha_s, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
     clean, _ = estimate(denoise, x, t, clip)
     noise = (x - alpha_t * clean) / sigma_t
-    variance = eta**2 * posterior(alpha_t, sigma_t, alpha_s, sigma_s).small  # eq. 16
-    x = alpha_s * clean + ops.sqrt(ops.maximum(sigma_s**2 - variance, 0.0)) * noise
+    q = posterior(alpha_t, sigma_t, alpha_s, sigma_s)
+    std = eta * ops.sqrt(q.small)  # eq. 16
+    kept = ops.sqrt(
+        (1 - eta**2) * sigma_s**2 + (eta * q.from_x * sigma_t) ** 2
+    )  # sqrt(sigma_s^2 - std^2), no cancellation
+    x = alpha_s * clean + kept * noise
     if eta > 0:
-        x = x + ops.sqrt(variance) * standard_normal(ops.shape(x), seed)
+        x = x + std * standard_normal(ops.shape(x), seed)
     return x, clean, memory
 
 
