@@ -31,7 +31,9 @@ def nearest_codes(z, codebook, *, chunk_size=None):
     array([1, 0], dtype=int32)
     """
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"`chunk_size` must be a positive integer or None. Received: chunk_size={chunk_size}")
+        raise ValueError(
+            f"`chunk_size` must be a positive integer or None. Received: chunk_size={chunk_size}"
+        )
     # Neither the loops below nor the indices have a gradient.
     z = ops.stop_gradient(ops.cast(z, "float32"))
     codebook = ops.stop_gradient(ops.cast(codebook, "float32"))
@@ -43,15 +45,17 @@ def nearest_codes(z, codebook, *, chunk_size=None):
     num_codes, dim = codebook.shape
     shape = ops.shape(z)[:-1]
     z = ops.reshape(z, (-1, dim))  # (N, D)
-    num_vectors = ops.shape(z)[0]  # a tensor where the batch size is unknown
+    num_vectors = ops.shape(z)[0]
+    known = isinstance(num_vectors, int)  # else a tensor: the batch size is unknown
     half_norms = 0.5 * ops.sum(codebook**2, axis=-1)  # (K,)
     rows = chunk_size or TILE_SIZE // min(num_codes, TILE_CODES)
-    if isinstance(num_vectors, int) and num_vectors <= rows:
+    if known and num_vectors == 0:
+        return ops.zeros(shape, "int32")
+    if known and num_vectors <= rows:
         return ops.reshape(_search(z, codebook, half_norms), shape)
 
     # The last chunk overlaps the one before it, so that all are of one size.
-    known = isinstance(num_vectors, int)
-    rows = max(min(rows, num_vectors), 1) if known else ops.maximum(ops.minimum(rows, num_vectors), 1)
+    rows = rows if known else ops.clip(num_vectors, 1, rows)
 
     def search_chunk(i, indices):
         start = ops.minimum(i * rows, num_vectors - rows)

@@ -1,5 +1,7 @@
 """Vector quantization: each vector becomes the nearest code of a learned table."""
 
+import numbers
+
 import keras
 from keras import layers, ops
 
@@ -13,9 +15,7 @@ RESTART_COUNT = 1.0  # the moving count that a drawn code starts with, as a frac
 
 @keras.saving.register_keras_serializable("keras_vqdit")
 class VectorQuantizer(layers.Layer):
-    """Replace each vector by the nearest of `num_embeddings` codes, which learn to lie where the vectors are.
-
-    """
+    """Replace each vector by the nearest of `num_embeddings` codes, which learn to lie where the vectors are."""
 
     def __init__(
         self,
@@ -34,13 +34,13 @@ class VectorQuantizer(layers.Layer):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # distances are taken in float32
-        _check_integer("num_embeddings", num_embeddings)
-        _check_integer("embedding_dim", embedding_dim)
         _check_choice("codebook", codebook, ("ema", "gradient"))
         _check_choice("gradient", gradient, ("straight_through", "rotation"))
         _check_choice("distance", distance, ("euclidean", "cosine"))
         if commitment_cost < 0:
-            raise ValueError(f"`commitment_cost` must not be negative. Received: commitment_cost={commitment_cost}")
+            raise ValueError(
+                f"`commitment_cost` must not be negative. Received: commitment_cost={commitment_cost}"
+            )
         if not 0 <= decay < 1:
             raise ValueError(f"`decay` must be in [0, 1). Received: decay={decay}")
         if epsilon <= 0:
@@ -49,8 +49,8 @@ class VectorQuantizer(layers.Layer):
             raise ValueError(
                 f"`restart_threshold` must be None or in [0, 1). Received: restart_threshold={restart_threshold}"
             )
-        self.num_embeddings = num_embeddings
-        self.embedding_dim = embedding_dim
+        self.num_embeddings = _check_integer("num_embeddings", num_embeddings)
+        self.embedding_dim = _check_integer("embedding_dim", embedding_dim)
         self.codebook_type = codebook
         self.commitment_cost = commitment_cost
         self.decay = decay
@@ -116,7 +116,9 @@ class VectorQuantizer(layers.Layer):
         fixed = ops.stop_gradient(vectors)
         ones = ops.ones_like(fixed[:, 0]) if weights is None else weights
         if learns:
-            noise = keras.random.uniform((self.num_embeddings + 1,), dtype="float32", seed=self.seed_generator)
+            noise = keras.random.uniform(
+                (self.num_embeddings + 1,), dtype="float32", seed=self.seed_generator
+            )
             if self.kmeans_init:
                 self._initialize(fixed, weights, ones, noise)
 
@@ -278,8 +280,11 @@ class VectorQuantizer(layers.Layer):
 
 
 def _check_integer(name, value):
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise TypeError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    if value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+    return int(value)
 
 
 def _check_choice(name, value, choices):
