@@ -74,6 +74,7 @@ class Autoencoder(keras.Model):
     def build(self, input_shape):
         if self.built:
             return
+        self.example_shape = self.data_shape(input_shape)[1:]
         self.latent_shape = self.compute_latent_shape(input_shape)[1:]
         latent = keras.KerasTensor((None, *self.latent_shape))
         self.build_latents(latent.shape)
@@ -149,6 +150,16 @@ class Autoencoder(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built:
             self.optimizer.build(self.trainable_variables)
+
+    # Keras drops sample weights silently where there is no `y`.
+
+    def fit(self, x=None, y=None, *args, sample_weight=None, **kwargs):
+        y = self.pick(x) if y is None and sample_weight is not None else y
+        return super().fit(x, y, *args, sample_weight=sample_weight, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
+        y = self.pick(x) if y is None and sample_weight is not None else y
+        return super().evaluate(x, y, *args, sample_weight=sample_weight, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         reconstruction, penalty = y_pred
