@@ -1,0 +1,196 @@
+"""Embeddings: of positions on a grid, of time, and of class labels."""
+
+import functools
+import math
+
+import keras
+import numpy as np
+from keras import layers, ops
+
+
+@functools.lru_cache(maxsize=32)
+def sincos_position_embedding(grid, dim):
+    """Fixed sine-cosine embedding of the positions of a grid, computed in float64.
+
+    The channels are shared out evenly between the axes, the last axis (of images the width) first; within an axis come
+    the sines of `position * 10000^(-i / n)`, then the cosines, as in the official DiT and MAE.
+
+    Args:
+        grid: tuple, the size along each axis: `(T,)`, `(H, W)`, `(F, H, W)` or more.
+        dim: number of channels. Those left over after an even number for each axis are zero.
+
+    Returns:
+        Read-only float64 NumPy array `(prod(grid), dim)`, row by row.
+
+    Raises:
+        ValueError: if there are fewer than two channels an axis.
+
+    Example:
+    >>> sincos_position_embedding((7, 7), 64).shape
+    (49, 64)
+
+    References:
+        - [Masked Autoencoders Are Scalable Vision Learners](https://arxiv.org/abs/2111.06377)
+    """
+    frequency_count = dim // (2 * len(grid)) if grid else 0
+    if frequency_count < 1:
+        raise ValueError(f"`dim` must be at least 2 for each axis of the grid. Received: grid={grid}, dim={dim}")
+    frequencies = 10000.0 ** (-np.arange(frequency_count, dtype="float64") / frequency_count)
+    positions = np.indices(grid, dtype="float64").reshape(len(grid), -1)  # (axes, N)
+    embedding = np.zeros((positions.shape[1], dim))
+    for i, position in enumerate(positions[::-1]):
+        angle = position[:, None] * frequencies
+        first = 2 * frequency_count * i
+        embedding[:, first : first + frequency_count] = np.sin(angle)
+        embedding[:, first + frequency_count : first + 2 * frequency_count] = np.cos(angle)
+    embedding.flags.writeable = False  # the cache hands out this very array
+    return embedding
+
+
+@keras.saving.register_keras_serializable("keras_vqdit")
+class TimeEmbedding(layers.Layer):
+    """Embed times in [0, 1]: cosines and sines of many frequencies, then a network of two layers.
+
+    Args:
+        d_model: width of the embedding.
+        frequency_dim: number of cosines and sines together, an even number. Defaults to 256.
+        time_scale: what the times are multiplied by first. The periods run from 2π to 20,000π; a time in [0, 1] itself
+            would hardly move most of them. Defaults to 1000.
+
+    Call arguments:
+        t: float `(B,)`.
+
+    Returns:
+        `(B, d_model)`.
+
+    Raises:
+        ValueError: if an argument has an impossible value.
+
+    Example:
+    >>> import numpy as np
+    >>> tuple(TimeEmbedding(32)(np.array([0.0, 0.5], "float32")).shape)
+    (2, 32)
+
+    References:
+        - [Scalable Diffusion Models with Transformers](https://arxiv.org/abs/2212.09748)
+    """
+
+    def __init__(self, d_model, *, frequency_dim=256, time_scale=1000.0, **kwargs):
+        super().__init__(autocast=False, **kwargs)  # half precision would round the times
+        if not isinstance(d_model, int) or d_model < 1:
+            raise ValueError(f"`d_model` must be a positive integer. Received: d_model={d_model!r}")
+        if not isinstance(frequency_dim, int) or frequency_dim < 2 or frequency_dim % 2:
+            raise ValueError(
+                f"`frequency_dim` must be a positive even integer. Received: frequency_dim={frequency_dim!r}"
+            )
+        self.d_model, self.frequency_dim, self.time_scale = d_model, frequency_dim, time_scale
+        self.dense1, self.dense2 = (
+            layers.Dense(
+                d_model,
+                kernel_initializer=keras.initializers.RandomNormal(stddev=0.02),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+            for name in ("dense1", "dense2")
+        )
+
+    def build(self, input_shape):
+        self.dense1.build((None, self.frequency_dim))
+        self.dense2.build((None, self.d_model))
+        self.built = True
+
+    def call(self, t):
+        half = self.frequency_dim // 2
+        frequencies = np.exp(-math.log(10000.0) * np.arange(half) / half)
+        # Scaled first, so that t = k / 1000 gives the very angles of the official integer times.
+        angle = (ops.cast(t, "float32") * self.time_scale)[:, None] * ops.cast(frequencies, "float32")
+        waves = ops.concatenate([ops.cos(angle), ops.sin(angle)], axis=-1)  # (B, frequency_dim)
+        return self.dense2(ops.silu(self.dense1(ops.cast(waves, self.compute_dtype))))
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape, self.d_model)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "d_model": self.d_model,
+            "frequency_dim": self.frequency_dim,
+            "time_scale": self.time_scale,
+        }
+
+
+@keras.saving.register_keras_serializable("keras_vqdit")
+class LabelEmbedding(layers.Layer):
+    """Embed class labels. Row `num_classes` is the null label, which stands for no label at all.
+
+    Args:
+        num_classes: number of classes.
+        d_model: width of the embedding.
+
+    Call arguments:
+        labels: integers `(B,)` from 0 to `num_classes`. No other value has a meaning, -1 neither: where the values are
+            known (outside of a compiled function) it is an error, and else its row becomes NaN, which no training
+            survives unnoticed.
+
+    Returns:
+        `(B, d_model)`.
+
+    Raises:
+        ValueError: if an argument has an impossible value, or a label whose value is known is out of range.
+
+    Example:
+    >>> import numpy as np
+    >>> tuple(LabelEmbedding(10, 32)(np.array([3, 10])).shape)  # a three, and none
+    (2, 32)
+
+    References:
+        - [Classifier-Free Diffusion Guidance](https://arxiv.org/abs/2207.12598)
+    """
+
+    def __init__(self, num_classes, d_model, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        for name, value in (("num_classes", num_classes), ("d_model", d_model)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        self.num_classes, self.d_model = num_classes, d_model
+
+    def build(self, input_shape):
+        self.table = self.add_weight(
+            shape=(self.num_classes + 1, self.d_model),
+            initializer=keras.initializers.RandomNormal(stddev=0.02),
+            name="table",
+        )
+        self.built = True
+
+    def call(self, labels):
+        self._check_values(labels)
+        labels = ops.cast(labels, "int32")
+        known = ops.logical_and(labels >= 0, labels <= self.num_classes)
+        rows = ops.take(self.table, ops.where(known, labels, 0), axis=0)
+        return ops.cast(ops.where(known[..., None], rows, float("nan")), self.compute_dtype)
+
+    def _check_values(self, labels):
+        values = _known_values(labels)
+        if values is None or not values.size:
+            return
+        if values.min() < 0 or values.max() > self.num_classes:
+            raise ValueError(
+                f"Labels must be from 0 to {self.num_classes - 1}, or {self.num_classes} for no label. "
+                f"Received: labels from {values.min()} to {values.max()}"
+            )
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape, self.d_model)
+
+    def get_config(self):
+        return {**super().get_config(), "num_classes": self.num_classes, "d_model": self.d_model}
+
+
+def _known_values(tensor):
+    """The values of an eager tensor as a NumPy array; `None` of a tensor that is being traced."""
+    if isinstance(tensor, keras.KerasTensor):
+        return None
+    try:
+        return np.asarray(tensor)
+    except (NotImplementedError, TypeError):  # TensorFlow's, and JAX's, answer for a tensor without a value
+        return None
