@@ -16,7 +16,7 @@ The same by hand, a step at a time:
 
   keras-vqdit train tokenizer --dataset mnist_5k --epochs 20 --out saved_models/tokenizer.keras
   keras-vqdit reconstruct --model saved_models/tokenizer.keras --dataset mnist_5k --out reconstructions.png
-  keras-vqdit train diffusion --tokenizer saved_models/tokenizer.keras --dataset mnist_5k --epochs 60 --out saved_models/digits.keras
+  keras-vqdit train diffusion --tokenizer saved_models/tokenizer.keras --epochs 60 --out saved_models/digits.keras
   keras-vqdit generate --model saved_models/digits.keras --labels 0-9 --per-label 10 --guidance-scale 3 --out digits.png
   keras-vqdit evaluate --model saved_models/digits.keras --dataset mnist_5k
 

