@@ -39,13 +39,9 @@ def read_npz(path, *, size=None, channels=None):
 
 def from_arrays(data, *, size=None, channels=None):
     """Arrays as a `Source`: images alone, `(images, labels)`, `{"image", "label"}`, or a pair of any of the last two."""
-    if (
-        isinstance(data, (tuple, list))
-        and len(data) == 2
-        and all(isinstance(d, (tuple, list, dict)) for d in data)
-    ):
-        train, test = data
-        return _source("arrays", _pair(train), _pair(test), size, channels)
+    pair = isinstance(data, (tuple, list)) and len(data) == 2
+    if pair and all(isinstance(part, (tuple, list, dict)) for part in data):
+        return _source("arrays", _pair(data[0]), _pair(data[1]), size, channels)
     return _source("arrays", _pair(data), None, size, channels)
 
 
@@ -75,9 +71,8 @@ def _source(name, train, test, size, channels):
     if len({array.shape[1:] for array in images}) > 1:
         shapes = [array.shape[1:] for array in images]
         raise ValueError(f"Training and test images differ in shape; pass `image_size`. Received: {shapes}")
-    return Source(
-        name, *(Examples(i, j) for i, j in zip(images, labels, strict=True)), class_names=class_names
-    )
+    examples = [Examples(*pair) for pair in zip(images, labels, strict=True)]
+    return Source(name, *examples, class_names=class_names)
 
 
 def to_images(arrays):
@@ -137,13 +132,10 @@ def to_labels(arrays, sizes):
     if all(labels.dtype.kind in "US" for labels in arrays):
         names, indices = np.unique(np.concatenate(arrays), return_inverse=True)
         names = tuple(name.decode() if isinstance(name, bytes) else str(name) for name in names)
-        return np.split(indices.astype("int32"), [sizes[0]]) if len(sizes) == 2 else [
-            indices.astype("int32")
-        ], names
+        return np.split(indices.astype("int32"), np.cumsum(sizes)[:-1]), names
     for labels in arrays:
-        whole = labels.dtype.kind in "uib" or (
-            labels.dtype.kind == "f" and np.all(labels == np.round(labels))
-        )
+        kind = labels.dtype.kind
+        whole = kind in "uib" or (kind == "f" and np.all(labels == np.round(labels)))
         if not whole or labels.min() < 0 or labels.max() > np.iinfo("int32").max:
             raise ValueError(
                 f"Labels must be whole numbers from 0 on, or words. Received: {labels.dtype}, e.g. {labels[:3]}"

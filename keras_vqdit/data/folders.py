@@ -42,11 +42,8 @@ def _list_images(root):
     files = []
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
-        if (
-            path.suffix.lower() in EXTENSIONS
-            and path.is_file()
-            and not any(p.startswith((".", "__MACOSX")) for p in parts)
-        ):
+        hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
+        if path.suffix.lower() in EXTENSIONS and path.is_file() and not hidden:
             files.append((path, parts[0] if len(parts) > 1 else None))
     if not files:
         raise ValueError(
@@ -68,9 +65,7 @@ def _read_images(root, files, size):
         )
     if len(corrupt) == len(files):
         raise ValueError(f"None of the {len(files)} image files in {root} can be read.")
-    return [
-        (path, name, image) for (path, name), image in zip(files, images, strict=True) if image is not None
-    ]
+    return [(*file, image) for file, image in zip(files, images, strict=True) if image is not None]
 
 
 def _decode(path, size):

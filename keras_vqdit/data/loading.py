@@ -41,7 +41,7 @@ def load(
               `validation`) is the test set;
             - a folder of PNG, JPEG, BMP or GIF files: a sub-folder a class, labels in the order of the sorted names,
               or a flat folder without labels; `train/` and `test/` below it become the two sets. Corrupt files are
-              named in a warning and left out;
+              named in a warning and left out. A folder goes before a TFDS name, unless `data_dir` is given;
             - an `.npz` file with `x_train, y_train, x_test, y_test`, or with `image(s)` and `label(s)`;
             - arrays: images, `(images, labels)`, `{"image": images, "label": labels}`, or a pair of the last two for
               training and testing. Images `(N, H, W)` or `(N, H, W, 1 or 3)`: uint8 or integers in 0..255, floats in
@@ -68,7 +68,8 @@ def load(
         ValueError: if the name is unknown, the set empty, images differ in size, or values are out of range.
 
     Example:
-        >>> train, test = load("mnist_5k", batch_size=128)
+        >>> from keras_vqdit import data
+        >>> train, test = data.load("mnist_5k", batch_size=128)
         >>> batch = next(iter(train))
         >>> batch["image"].shape, batch["label"].dtype.name
         (TensorShape([128, 28, 28, 1]), 'int32')

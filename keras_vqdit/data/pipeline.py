@@ -50,8 +50,9 @@ def describe(dataset):
         `DatasetInfo`.
 
     Example:
-        >>> train, test = load("mnist_5k")
-        >>> describe(train).image_shape, describe(train).num_classes, describe(test).size
+        >>> from keras_vqdit import data
+        >>> train, test = data.load("mnist_5k")
+        >>> data.describe(train).image_shape, train.info.num_classes, test.info.size
         ((28, 28, 1), 10, 1000)
     """
     info = getattr(dataset, "info", None)

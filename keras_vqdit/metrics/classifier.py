@@ -181,7 +181,7 @@ def train_classifier(
 ):
     """Train the judge.
 
-    AdamW with a warm-up and a cosine to zero. On the 60,000 digits of MNIST the default is about 99.5 % right.
+    AdamW with a warm-up and a cosine to zero. On MNIST the default is about 99.4 % right, on `mnist_5k` 98.5 %.
 
     Args:
         train: finite `tf.data.Dataset` of dicts `{"image", "label"}`, as of `data.load`; batches of 64 to 256.

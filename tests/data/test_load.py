@@ -152,6 +152,13 @@ def test_hold_out_takes_the_fraction_of_every_class_and_nothing_twice(labels, fr
         assert set(train.labels) == set(chosen), "every class can be learned"
 
 
+def test_a_class_gives_its_last_example_only_where_no_other_can():
+    images = np.zeros((21, 1, 1, 1))
+    labels = np.repeat([0, 1, 2], [1, 10, 10]).astype("int32")  # the single 0 has the largest remainder
+    train, test = hold_out(Examples(images, labels), 0.52)
+    assert len(test) == 11 and 0 in train.labels and 0 not in test.labels
+
+
 def test_the_held_out_examples_are_the_same_for_every_seed():
     tests = [data.load(numbered(300), seed=seed)[1] for seed in (0, 1)]
     np.testing.assert_array_equal(*[numbers(collect(test)["image"]) for test in tests])
