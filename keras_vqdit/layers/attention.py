@@ -117,6 +117,8 @@ class MultiHeadAttention(layers.Layer):
 
     def call(self, query, key=None, value=None, mask=None, return_attention_scores=False, training=None):
         query, key, value = _three_inputs(query, key, value)
+        if isinstance(mask, (list, tuple)):  # the masks that Keras found on a list of inputs
+            mask = mask[1]
         if self.is_self_attention != (key is None):
             expected = "the query alone" if self.is_self_attention else "a key"
             raise ValueError(
