@@ -19,12 +19,13 @@ class _CodeCounts(keras.metrics.Metric):
 
     def update_state(self, counts):
         """Add the counts `(K,)` of one batch, such as `VectorQuantizer.batch_counts`."""
+        counts = ops.cast(counts, "float32")
         if tuple(counts.shape) != (self.num_embeddings,):
             raise ValueError(
                 f"`counts` must be of shape (num_embeddings={self.num_embeddings},). "
                 f"Received: counts.shape={tuple(counts.shape)}"
             )
-        self.counts.assign(self.counts + ops.cast(counts, "float32"))
+        self.counts.assign(self.counts + counts)
 
     def get_config(self):
         return {**super().get_config(), "num_embeddings": self.num_embeddings}
