@@ -14,6 +14,8 @@ PROCESSES = {
     "flow": lambda **kwargs: RectifiedFlow(**kwargs),
     "shifted": lambda **kwargs: RectifiedFlow(shift=3.0, **kwargs),
 }
+# A shift changes the times, not the levels: nothing new for a sampler that is given its times.
+LEVELS = [name for name in PROCESSES if name != "shifted"]
 
 
 def levels(process, t):
