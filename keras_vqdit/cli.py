@@ -306,8 +306,8 @@ def parse_labels(text, num_classes):
     """`"7"`, `"0-9"` or `"1,3,5-7"` as a list of integers."""
     labels = []
     for part in text.split(","):
-        first, _, last = part.strip().partition("-")
-        if not first.isdigit() or (last and not last.isdigit()):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdigit() or (dash and not last.isdigit()):
             raise ValueError(f"--labels must look like 7, 0-9 or 1,3,5-7. Received: {text!r}")
         labels.extend(range(int(first), int(last or first) + 1))
     if not labels or max(labels) >= num_classes:
