@@ -86,7 +86,7 @@ def patch_grid(shape, patch_size):
 
 
 def _one_each(patch_size, rank):
-    patch = (patch_size,) * rank if isinstance(patch_size, int) else tuple(patch_size)
+    patch = tuple(patch_size) if isinstance(patch_size, (list, tuple)) else (patch_size,) * rank
     if len(patch) != rank or any(not isinstance(p, int) or p < 1 for p in patch):
         raise ValueError(
             f"`patch_size` must be a positive integer, or {rank} of them. Received: patch_size={patch_size}"

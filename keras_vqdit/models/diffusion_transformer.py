@@ -99,7 +99,10 @@ class DiffusionTransformer(keras.Model):
             num_layers,
             rate,
         )
-        self.patch_size = patch_size if isinstance(patch_size, int) else tuple(patch_size)
+        patches = patch_size if isinstance(patch_size, (list, tuple)) else [patch_size]
+        if any(not isinstance(p, int) or isinstance(p, bool) or p < 1 for p in patches):
+            raise ValueError(f"`patch_size` must be a positive integer, or several. Received: patch_size={patch_size}")
+        self.patch_size = tuple(patches) if isinstance(patch_size, (list, tuple)) else patch_size
         self.num_classes, self.context_dim = num_classes, context_dim
         self.learn_variance, self.query_key_norm = learn_variance, query_key_norm
 
@@ -158,7 +161,10 @@ class DiffusionTransformer(keras.Model):
     def build(self, input_shape):
         if self.built:
             return
-        shape = tuple(input_shape["x"] if isinstance(input_shape, dict) else input_shape)
+        if isinstance(input_shape, dict):
+            self._check_keys(input_shape)
+            input_shape = input_shape["x"]
+        shape = tuple(input_shape)
         grid, patch = patch_grid(shape, self.patch_size)
         if shape[-1] is None:
             raise ValueError(f"The number of channels must be known. Received: input_shape={shape}")
@@ -207,9 +213,7 @@ class DiffusionTransformer(keras.Model):
     def _check_inputs(self, inputs):
         """Input, time, label, context and its mask; what was not given has its default."""
         inputs = inputs if isinstance(inputs, dict) else {"x": inputs}
-        unknown = sorted(set(inputs) - set(KEYS))
-        if "x" not in inputs or unknown:
-            raise ValueError(f"Inputs must be `x` or a dict with the keys {KEYS}. Received: keys {sorted(inputs)}")
+        self._check_keys(inputs)
         x, t, label, context, context_mask = (inputs.get(key) for key in KEYS)
         self._check_shape(x.shape)
         for key, value, option, setting in (
@@ -231,6 +235,12 @@ class DiffusionTransformer(keras.Model):
         if context is not None:
             context = ops.cast(context, self.compute_dtype)
         return x, t, label, context, context_mask
+
+    def _check_keys(self, inputs):
+        if "x" not in inputs or not set(inputs) <= set(KEYS):
+            raise ValueError(
+                f'Inputs must be `x`, or a dict with "x" and keys among {KEYS}. Received: keys {sorted(inputs)}'
+            )
 
     def _check_shape(self, shape):
         if len(shape) != self.input_rank + 2 or shape[-1] != self.channels:

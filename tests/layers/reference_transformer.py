@@ -60,7 +60,9 @@ def attention(weights, num_heads, query, key=None, value=None, mask=None, prefix
 
 def layer_norm(x, weights=None, name=None):
     x = (x - x.mean(axis=-1, keepdims=True)) / np.sqrt(x.var(axis=-1, keepdims=True) + 1e-6)
-    return x if name is None or f"{name}/gamma" not in weights else x * weights[f"{name}/gamma"] + weights[f"{name}/beta"]
+    return (
+        x if name is None or f"{name}/gamma" not in weights else x * weights[f"{name}/gamma"] + weights[f"{name}/beta"]
+    )
 
 
 def gelu_tanh(x):
