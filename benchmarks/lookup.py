@@ -1,7 +1,8 @@
 """Nearest-code lookup: `nearest_codes` against the lookup of vector-quantize-pytorch, on two threads of the same CPU.
 
-The other side is what its `Codebook` does to look up, Euclidean distances and argmax, without the one-hot matrix that its
-layer then makes (`--layer` times that too: it needs some 10 GiB). Each side lives in a process of its own and they take turns.
+The other side is what its `Codebook` does to look up, Euclidean distances and argmax, without the one-hot matrix that
+its layer then makes (`--layer` times that too: it needs some 10 GiB). Each side lives in a process of its own, and they
+take turns.
 
 Run: python -m benchmarks lookup --oracle-python PYTHON, an interpreter that has PyTorch and vector-quantize-pytorch.
 """
@@ -170,9 +171,8 @@ def main(argv=None):
         seconds = [s for s, _ in values[1:]]
         median, extra = statistics.median(seconds), max(m for _, m in values)
         same = np.mean(indices[name] == indices["lookup"])
-        print(
-            f"{titles[name]:34}{median:9.3f}s{min(seconds):9.3f}s{reference / median:7.2f}x{extra:11,.0f} MiB{same:11.3%}"
-        )
+        times = f"{median:9.3f}s{min(seconds):9.3f}s{reference / median:7.2f}x"
+        print(f"{titles[name]:34}{times}{extra:11,.0f} MiB{same:11.3%}")
     return reference / statistics.median(seconds for seconds, _ in results["compiled"][1:])
 
 

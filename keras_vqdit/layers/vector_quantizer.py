@@ -1,21 +1,82 @@
 """Vector quantization: each vector becomes the nearest code of a learned table."""
 
-import numbers
-
 import keras
-from keras import layers, ops
+from keras import ops
 
 from keras_vqdit.layers.codebook import code_statistics, draw_vectors, kmeans, moving_codebook, unit
 from keras_vqdit.layers.gradient_estimators import rotation_trick, straight_through
 from keras_vqdit.layers.nearest_code import nearest_codes
+from keras_vqdit.layers.quantizer import Quantizer, one_of
 
 KMEANS_ROUNDS = 10
 RESTART_COUNT = 1.0  # the moving count that a drawn code starts with, as a fraction of the mean count
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
-class VectorQuantizer(layers.Layer):
-    """Replace each vector by the nearest of `num_embeddings` codes, which learn to lie where the vectors are."""
+class VectorQuantizer(Quantizer):
+    r"""Replace each vector by the nearest of `num_embeddings` codes, which learn to lie where the vectors are.
+
+    The `"ema"` codebook follows the vectors by moving averages, count n and sum m of the vectors z that chose a code,
+
+        n ← γn + (1 − γ)c,   m ← γm + (1 − γ)Σz,   e = m/ñ,   ñ = (n + ε)/(Σn + Kε)·Σn,
+
+    and its loss is the commitment β·mean((z − sg e)²) alone. The `"gradient"` codebook is trained by the optimizer, with
+    the loss mean((e − sg z)²) + β·mean((z − sg e)²). Either starts at k-means of the first batch, and a code that
+    hardly any vector chooses is drawn anew from the batch. Codes learn only in training, and only while the layer is
+    trainable; a call quantizes with the codes from before its own update.
+
+    `batch_counts`, a weight `(K,)`, tells how many vectors chose each code in the last call, in training and out of
+    it: what `CodebookUsage` and `CodebookPerplexity` add up over an epoch.
+
+    Args:
+        num_embeddings: number of codes K, a positive integer.
+        embedding_dim: length D of a vector, a positive integer.
+        codebook: `"ema"` or `"gradient"`, how the codes learn. Default: `"ema"`.
+        commitment_cost: β ≥ 0, weight of the term that holds the vectors to their codes. Default: 0.25.
+        decay: γ in [0, 1) of the moving averages; `"gradient"` uses it to count only. Default: DECAY_DEFAULT.
+        epsilon: ε > 0, smoothing of the counts. Default: 1e-5.
+        gradient: `"rotation"` or `"straight_through"`, how the output's gradient reaches the vectors.
+            Default: GRADIENT_DEFAULT.
+        distance: `"euclidean"` or `"cosine"`. With cosine, vectors and codes are compared, averaged and returned at unit
+            length. Default: `"euclidean"`.
+        kmeans_init: whether the codes start at k-means (10 rounds) of the first batch in training. Without, they start
+            at random, with standard deviation 0.05. Default: True.
+        restart_threshold: a code is drawn anew where its moving count falls below this fraction of the mean count,
+            which scales with the vectors per step and the number of codes: in [0, 1), or None for never.
+            Default: THRESHOLD_DEFAULT.
+        seed: integer for the start and the draws. Default: None, a random one.
+        **kwargs: of `keras.layers.Layer`. Under every `dtype` policy all numbers but the output are float32.
+
+    Call arguments:
+        z: vectors `(B, *grid, D)`, with any number of grid axes, none included.
+        mask: bool `(B, *grid)`, False for padding, which counts for nothing: no loss, no count, no draw.
+            Default: the mask that comes with `z`, else all count.
+        training: bool, whether the codes learn.
+
+    Returns:
+        `(quantized, loss)`: the codes `(B, *grid, D)` of the compute dtype, 0 where masked; and float32 `(B,)`, one
+        weighted loss an example, the mean over its positions that count and over D.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the last axis of `z` is not `embedding_dim` long.
+        TypeError: if a number of codes or dimensions is no integer.
+
+    Example:
+
+    >>> vq = VectorQuantizer(num_embeddings=256, embedding_dim=16)
+    >>> z = np.random.default_rng(0).normal(size=(8, 7, 7, 16))
+    >>> quantized, loss = vq(z, training=True)
+    >>> quantized.shape, loss.shape
+    (TensorShape([8, 7, 7, 16]), TensorShape([8]))
+    >>> indices = vq.encode(z)  # int32 (8, 7, 7)
+    >>> bool(np.all(vq.decode(indices) == vq(z)[0]))
+    True
+
+    References:
+        - [Neural Discrete Representation Learning](https://arxiv.org/abs/1711.00937)
+        - [Restructuring Vector Quantization with the Rotation Trick](https://arxiv.org/abs/2410.06424)
+        - [Jukebox](https://arxiv.org/abs/2005.00341), appendix A, for the restarts
+    """
 
     def __init__(
         self,
@@ -33,10 +94,7 @@ class VectorQuantizer(layers.Layer):
         seed=None,
         **kwargs,
     ):
-        super().__init__(autocast=False, **kwargs)  # distances are taken in float32
-        _check_choice("codebook", codebook, ("ema", "gradient"))
-        _check_choice("gradient", gradient, ("straight_through", "rotation"))
-        _check_choice("distance", distance, ("euclidean", "cosine"))
+        super().__init__(num_embeddings, embedding_dim, **kwargs)
         if commitment_cost < 0:
             raise ValueError(
                 f"`commitment_cost` must not be negative. Received: commitment_cost={commitment_cost}"
@@ -49,25 +107,21 @@ class VectorQuantizer(layers.Layer):
             raise ValueError(
                 f"`restart_threshold` must be None or in [0, 1). Received: restart_threshold={restart_threshold}"
             )
-        self.num_embeddings = _check_integer("num_embeddings", num_embeddings)
-        self.embedding_dim = _check_integer("embedding_dim", embedding_dim)
-        self.codebook_type = codebook
+        self.codebook_type = one_of("codebook", codebook, ("ema", "gradient"))
         self.commitment_cost = commitment_cost
         self.decay = decay
         self.epsilon = epsilon
-        self.gradient = gradient
-        self.distance = distance
+        self.gradient = one_of("gradient", gradient, ("straight_through", "rotation"))
+        self.distance = one_of("distance", distance, ("euclidean", "cosine"))
         self.kmeans_init = kmeans_init
         self.restart_threshold = restart_threshold
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.supports_masking = True
 
     # === State ===
 
     def build(self, input_shape=None):
-        if input_shape is not None:
-            self._check_shape(input_shape)
+        super().build(input_shape)
         shape = (self.num_embeddings, self.embedding_dim)
         normal = keras.initializers.RandomNormal(stddev=0.05, seed=self.seed)
         if self.codebook_type == "gradient":
@@ -76,25 +130,12 @@ class VectorQuantizer(layers.Layer):
             self.embeddings = self.add_weight(
                 name="embeddings", shape=shape, initializer=normal, dtype="float32", autocast=False
             )
-            self.origin = self._add_state("origin", shape, "zeros")
+            self.origin = self.add_state("origin", shape, "zeros")
         else:
             # State is the count and the sum, whose mean over replicas is exact. Both start as one vector a code.
-            self.total = self._add_state("total", shape, normal)
-        self.count = self._add_state("count", shape[:1], "ones")
-        self.initialized = self._add_state("initialized", (), "zeros" if self.kmeans_init else "ones")
-        self.batch_counts = self._add_state("batch_counts", shape[:1], "zeros", aggregation="sum")
-        self.built = True
-
-    def _add_state(self, name, shape, initializer, aggregation="mean"):
-        return self.add_weight(
-            name=name,
-            shape=shape,
-            initializer=initializer,
-            dtype="float32",
-            autocast=False,
-            trainable=False,
-            aggregation=aggregation,
-        )
+            self.total = self.add_state("total", shape, normal)
+        self.count = self.add_state("count", shape[:1], "ones")
+        self.initialized = self.add_state("initialized", (), "zeros" if self.kmeans_init else "ones")
 
     @property
     def codebook(self):
@@ -109,18 +150,22 @@ class VectorQuantizer(layers.Layer):
 
     # === Quantization ===
 
+    def flatten(self, z, mask):
+        vectors, weights = super().flatten(z, mask)
+        return (unit(vectors) if self.distance == "cosine" else vectors), weights
+
     def call(self, z, mask=None, training=None):
-        shape = ops.shape(z)
-        vectors, weights = self._flatten(z, mask)  # (N, D), (N,) or None
-        learns = bool(training) and self.trainable
+        vectors, weights = self.flatten(z, mask)  # (N, D), (N,) or None
         fixed = ops.stop_gradient(vectors)
         ones = ops.ones_like(fixed[:, 0]) if weights is None else weights
-        if learns:
+        learns = bool(training) and self.trainable
+        restarts = learns and self.restart_threshold is not None
+        if restarts or (learns and self.kmeans_init):
             noise = keras.random.uniform(
                 (self.num_embeddings + 1,), dtype="float32", seed=self.seed_generator
             )
-            if self.kmeans_init:
-                self._initialize(fixed, weights, ones, noise)
+        if learns and self.kmeans_init:
+            self._initialize(fixed, weights, ones, noise)
 
         codebook = self.codebook  # what this call quantizes with: the table before the update
         indices = nearest_codes(fixed, codebook)  # (N,)
@@ -130,69 +175,14 @@ class VectorQuantizer(layers.Layer):
         self.batch_counts.assign(counts)
         if learns:
             self._update(counts, sums)
-            if self.restart_threshold is not None:
-                self._restart(fixed, weights, noise)
+        if restarts:
+            self._restart(fixed, weights, noise)
 
         error = self.commitment_cost * (vectors - ops.stop_gradient(q)) ** 2  # 1711.00937, eq. 3
         if self.codebook_type == "gradient":
             error = error + (q - fixed) ** 2
-        error = ops.reshape(ops.mean(error, axis=-1), (shape[0], -1))  # (B, P)
-        if weights is None:
-            loss = ops.mean(error, axis=-1)
-        else:
-            valid = ops.reshape(weights, ops.shape(error))
-            loss = ops.sum(error * valid, axis=-1) / ops.maximum(ops.sum(valid, axis=-1), 1.0)
-
-        output = (rotation_trick if self.gradient == "rotation" else straight_through)(vectors, q)
-        if weights is not None:
-            output = ops.where(weights[:, None] > 0, output, 0.0)
-        return ops.cast(ops.reshape(output, shape), self.compute_dtype), loss
-
-    def encode(self, z, mask=None):
-        """Return the index of the code nearest to each vector.
-
-        Args:
-            z: vectors `(B, *grid, embedding_dim)`.
-            mask: bool `(B, *grid)`, False for padding. Default: all count.
-
-        Returns:
-            int32 indices `(B, *grid)`, -1 where the mask is False.
-        """
-        vectors, weights = self._flatten(z, mask)
-        indices = nearest_codes(vectors, self.codebook)
-        if weights is not None:
-            indices = ops.where(weights > 0, indices, -1)
-        return ops.reshape(indices, ops.shape(z)[:-1])
-
-    def decode(self, indices):
-        """Return the codes of indices.
-
-        Args:
-            indices: integers of any shape.
-
-        Returns:
-            Vectors `(*indices.shape, embedding_dim)` of the layer's compute dtype. An index that is none of
-            0 … `num_embeddings - 1`, such as the -1 of padding, gives a zero vector.
-        """
-        indices = ops.cast(indices, "int32")
-        known = ops.logical_and(indices >= 0, indices < self.num_embeddings)
-        vectors = ops.take(self.codebook, ops.where(known, indices, 0), axis=0)
-        return ops.cast(ops.where(known[..., None], vectors, 0.0), self.compute_dtype)
-
-    def _flatten(self, z, mask):
-        """Float32 vectors (N, D), unit where cosine, zero where masked, and weights (N,), None without a mask."""
-        z = ops.cast(z, "float32")
-        self._check_shape(z.shape)
-        vectors, weights = ops.reshape(z, (-1, self.embedding_dim)), None
-        if mask is not None:
-            if len(mask.shape) != len(z.shape) - 1:
-                raise ValueError(
-                    "`mask` must have the shape of `z` without its last axis. "
-                    f"Received: mask.shape={tuple(mask.shape)}, z.shape={tuple(z.shape)}"
-                )
-            weights = ops.reshape(ops.cast(mask, "float32"), (-1,))
-            vectors = ops.where(weights[:, None] > 0, vectors, 0.0)  # padding may hold anything, NaN too
-        return (unit(vectors) if self.distance == "cosine" else vectors), weights
+        output = rotation_trick(vectors, q) if self.gradient == "rotation" else straight_through(vectors, q)
+        return self.unflatten(z, output, error, weights)
 
     # === Learning ===
 
@@ -238,35 +228,11 @@ class VectorQuantizer(layers.Layer):
         self.count.assign(ops.where(where, count, self.count.value))
         state.assign(ops.where(where[:, None], value, state.value))
 
-    # === Shapes ===
-
-    def compute_output_spec(self, z, mask=None, training=None):
-        self._check_shape(z.shape)
-        return (
-            keras.KerasTensor(z.shape, dtype=self.compute_dtype),
-            keras.KerasTensor((z.shape[0],), dtype="float32"),
-        )
-
-    def compute_output_shape(self, input_shape):
-        return tuple(input_shape), (input_shape[0],)
-
-    def compute_mask(self, z, mask=None):
-        return mask, None
-
-    def _check_shape(self, shape):
-        if len(shape) < 2 or shape[-1] != self.embedding_dim:
-            raise ValueError(
-                f"`z` must be of shape (batch, ..., embedding_dim={self.embedding_dim}). "
-                f"Received: z.shape={tuple(shape)}"
-            )
-
     # === Config ===
 
     def get_config(self):
         return {
             **super().get_config(),
-            "num_embeddings": self.num_embeddings,
-            "embedding_dim": self.embedding_dim,
             "codebook": self.codebook_type,
             "commitment_cost": self.commitment_cost,
             "decay": self.decay,
@@ -277,17 +243,3 @@ class VectorQuantizer(layers.Layer):
             "restart_threshold": self.restart_threshold,
             "seed": self.seed,
         }
-
-
-def _check_integer(name, value):
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    if value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    return int(value)
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        expected = " or ".join(f'"{c}"' for c in choices)
-        raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")

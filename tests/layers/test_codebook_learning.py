@@ -242,17 +242,18 @@ class Autoencoder(keras.Model):
         return super().compute_loss(*args, **kwargs)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
 @pytest.mark.parametrize(
-    "options", [{}, {"codebook": "gradient"}, {"distance": "cosine"}], ids=["ema", "gradient", "cosine"]
+    ("options", "jit_compile"),
+    [({}, False), ({}, True), ({"codebook": "gradient", "distance": "cosine"}, True)],
+    ids=["plain", "compiled", "gradient cosine compiled"],
 )
 def test_fit_and_the_usage_of_the_epoch(options, jit_compile):
     x = np.random.default_rng(0).uniform(-1, 1, (96, 10, 2)).astype("float32")
     model = Autoencoder(**options)
     model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=jit_compile)
-    history = model.fit(x, x, batch_size=36, epochs=15, verbose=0).history  # the last batch is smaller
-    assert history["loss"][-1] < 0.7 * history["loss"][0]
-    assert history["codebook_usage"][-1] == 1.0
+    history = model.fit(x, x, batch_size=36, epochs=12, verbose=0).history  # the last batch is smaller
+    assert history["loss"][-1] < 0.8 * history["loss"][0]
+    assert numpy(model.vq.initialized) == 1
     logs = model.evaluate(x, x, batch_size=36, verbose=0, return_dict=True)
     counts = np.bincount(numpy(model.vq.encode(model.encoder(x))).reshape(-1), minlength=16)
     p = counts / counts.sum()
@@ -260,18 +261,31 @@ def test_fit_and_the_usage_of_the_epoch(options, jit_compile):
     np.testing.assert_allclose(logs["codebook_perplexity"], np.exp(-np.sum(p * np.log(p + 1e-10))), rtol=1e-4)
 
 
-@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
-def test_fit_in_mixed_precision(dtype):
+def test_fit_in_mixed_precision():
     x = np.random.default_rng(0).uniform(-1, 1, (64, 10, 2)).astype("float32")
-    keras.config.set_dtype_policy(dtype)
+    keras.config.set_dtype_policy("mixed_float16")
     try:
-        model = Autoencoder(gradient="rotation")
+        model = Autoencoder()
         model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=True)
-        history = model.fit(x, x, batch_size=32, epochs=10, verbose=0).history
+        history = model.fit(x, x, batch_size=32, epochs=12, verbose=0).history
     finally:
         keras.config.set_dtype_policy("float32")
     assert history["loss"][-1] < 0.8 * history["loss"][0]
     assert keras.backend.standardize_dtype(model.vq.codebook.dtype) == "float32"
+
+
+def test_restarts_keep_the_codebook_in_use():
+    """The vectors move away from all codes but one: without restarts that one would serve them all."""
+
+    def usage(restart_threshold):
+        vq = VectorQuantizer(32, 2, restart_threshold=restart_threshold, seed=0)
+        step = tf.function(lambda z: vq(z, training=True))
+        for i in range(120):
+            step(normal(1, 128, 2, seed=i) + (0.0 if i == 0 else 20.0))
+        return np.mean(numpy(vq.batch_counts) > 0)
+
+    assert usage(None) < 0.2
+    assert usage(0.1) > 0.8
 
 
 def test_a_trained_codebook_survives_saving(tmp_path):
@@ -312,17 +326,18 @@ np.testing.assert_allclose(vq.total, 0.8 * codes + 0.2 * sums, rtol=1e-4, atol=1
 
 # What call assigns must outlive Keras's stateless trainer: k-means start, restarts, counts.
 x = np.random.default_rng(0).uniform(-1, 1, (96, 10, 2)).astype("float32")
-for options in ({"gradient": "rotation"}, {"codebook": "gradient", "distance": "cosine"}):
-    model = Autoencoder(**options)
-    model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=True)
-    history = model.fit(x, x, batch_size=36, epochs=15, verbose=0).history
-    assert history["loss"][-1] < 0.7 * history["loss"][0], history
-    assert float(ops.convert_to_numpy(model.vq.initialized)) == 1.0
-    assert history["codebook_usage"][-1] == 1.0, history
-    logs = model.evaluate(x, x, batch_size=36, verbose=0, return_dict=True)
-    counts = np.bincount(np.asarray(model.vq.encode(model.encoder(x))).reshape(-1), minlength=16)
-    p = counts / counts.sum()
-    np.testing.assert_allclose(logs["codebook_perplexity"], np.exp(-np.sum(p * np.log(p + 1e-10))), rtol=1e-4)
+keras.utils.set_random_seed(0)
+model = Autoencoder(codebook="gradient", distance="cosine", decay=0.5, restart_threshold=0.5)
+model.compile(keras.optimizers.Adam(1e-2), "mse", jit_compile=True)
+history = model.fit(x, x, batch_size=36, epochs=12, verbose=0).history
+assert history["loss"][-1] < 0.8 * history["loss"][0], history
+assert float(ops.convert_to_numpy(model.vq.initialized)) == 1.0
+assert np.any(ops.convert_to_numpy(model.vq.origin) != 0.0)
+logs = model.evaluate(x, x, batch_size=36, verbose=0, return_dict=True)
+counts = np.bincount(np.asarray(model.vq.encode(model.encoder(x))).reshape(-1), minlength=16)
+p = counts / counts.sum()
+np.testing.assert_allclose(logs["codebook_usage"], np.mean(counts > 0))
+np.testing.assert_allclose(logs["codebook_perplexity"], np.exp(-np.sum(p * np.log(p + 1e-10))), rtol=1e-4)
 """
 
 

@@ -85,8 +85,11 @@ def test_unknown_sizes_stay_unknown_until_they_are_known():
         assert model(normal(*shape))[0].shape == shape
 
 
-@VARIANTS
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [({}, "float32"), ({"codebook": "gradient"}, "mixed_bfloat16"), ({"distance": "cosine"}, "float32")],
+    ids=["ema", "gradient bfloat16", "cosine"],
+)
 def test_decoding_the_codes_is_the_output_to_the_last_bit(options, dtype):
     vq, z = VectorQuantizer(16, 4, dtype=dtype, **options), normal(4, 30, 4)
     for _ in range(3):
