@@ -1,0 +1,1 @@
+"""Speed comparisons, each in one run with an independent implementation: `python -m benchmarks --help`."""
