@@ -47,7 +47,9 @@ def train_tokenizer(
     """
     tokenizer = VQVAE.from_size(size, input_shape=data.describe(train).image_shape, **options)
     tokenizer.compile(optimizer(train, epochs, learning_rate))
-    history = tokenizer.fit(train, validation_data=test, epochs=epochs, verbose=verbose, callbacks=callbacks)
+    history = tokenizer.fit(
+        train, validation_data=test, epochs=epochs, shuffle=False, verbose=verbose, callbacks=callbacks
+    )
     return tokenizer, history.history
 
 
@@ -96,7 +98,7 @@ def train_diffusion(
     )
     latents = data.encode_latents(train, tokenizer)
     model.compile(optimizer(latents, epochs, learning_rate, beta_2=0.99, weight_decay=0.01))
-    history = model.fit(latents, epochs=epochs, verbose=verbose, callbacks=callbacks)
+    history = model.fit(latents, epochs=epochs, shuffle=False, verbose=verbose, callbacks=callbacks)
     return model, history.history
 
 
