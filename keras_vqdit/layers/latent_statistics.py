@@ -86,8 +86,9 @@ class LatentStatistics(layers.Layer):
 
     def mean_and_deviation(self):
         """The mean and the standard deviation of each channel, two float32 tensors `(C,)`: 0 and 1 before any data."""
-        seen = self.mass > 0
-        moments = self.moments / ops.where(seen, self.mass, 1.0)  # (2, C)
+        mass = self.mass.value
+        seen = mass > 0
+        moments = self.moments.value / ops.where(seen, mass, 1.0)  # (2, C)
         mean, square = moments[0], moments[1]
         variance = ops.where(seen, square - mean * mean, 1.0)
         return mean, ops.sqrt(ops.maximum(variance, self.epsilon))
