@@ -94,6 +94,7 @@ def _as_batch(name, x, model, num_samples):
     if num_samples < 1:
         raise ValueError(f"`num_samples` must be a positive integer. Received: num_samples={num_samples}")
     x = np.asarray(x)
+    received = x.shape
     x = x.astype("float32") if x.dtype.kind == "f" else x
     if not model.built:
         model(x[:1])
@@ -104,5 +105,5 @@ def _as_batch(name, x, model, num_samples):
     if x.ndim != len(shape) + 1 or any(
         n not in (None, size) for n, size in zip(shape, x.shape[1:], strict=True)
     ):
-        raise ValueError(f"`{name}` must be images of shape {shape}. Received: {name}.shape={x.shape}")
+        raise ValueError(f"`{name}` must be images of shape {shape}. Received: {name}.shape={received}")
     return x

@@ -4,7 +4,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vqdit.layers.convolution import Downsample, ResidualBlock, Upsample, depth_to_space, space_to_depth
+from keras_vqdit.layers.convolution import Downsample, ResidualBlock, Upsample
+from keras_vqdit.layers.folding import depth_to_space, space_to_depth
 from tests.contract import run_contract
 
 SPATIAL = {1: (8,), 2: (8, 12), 3: (4, 8, 6)}
