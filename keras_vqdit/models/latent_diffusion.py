@@ -288,7 +288,7 @@ class LatentDiffusion(keras.Model):
             batch_size: at most so many at a time. Defaults to 256.
             return_trajectory: return also how the examples came to be. Defaults to `False`.
             jit_compile: compile the steps by XLA. `"auto"` does so where the model was compiled with `jit_compile=True`.
-            verbose: 0 is silent, 1 shows a progress bar. `"auto"` is 1.
+            verbose: 0 is silent, 1 shows a progress bar, 2 a line at the end. `"auto"` is 1.
             **sampler_options: options of the sampler's step, such as `eta` for `"ddim"`.
 
         Returns:
@@ -324,7 +324,8 @@ class LatentDiffusion(keras.Model):
         )
         chunk = 1 if return_trajectory else num_steps if not verbose else math.ceil(num_steps / 10)
         size = min(batch_size, count)
-        bar = keras.utils.Progbar(num_steps * math.ceil(count / size), verbose=int(bool(verbose)), unit_name="step")
+        verbose = 1 if verbose == "auto" else int(verbose)
+        bar = keras.utils.Progbar(num_steps * math.ceil(count / size), verbose=verbose, unit_name="step")
         # Noise for all at once: an example does not depend on the size of the batches.
         noise = ops.convert_to_numpy(keras.random.normal((count, *self.latent_shape), seed=seed))
         results, noisy, clean = [], [], []
@@ -373,9 +374,12 @@ class LatentDiffusion(keras.Model):
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
+        tokenizer = None if self.tokenizer is None else serialize(self.tokenizer)
+        if isinstance(tokenizer, dict):
+            tokenizer.pop("compile_config", None)  # it trains no more
         return {
             **super().get_config(),
-            "tokenizer": None if self.tokenizer is None else serialize(self.tokenizer),
+            "tokenizer": tokenizer,
             "transformer": serialize(self.transformer),
             "process": serialize(self.process),
             "label_dropout": self.label_dropout,

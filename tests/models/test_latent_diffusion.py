@@ -292,6 +292,18 @@ def test_saved_model_draws_the_same(tmp_path, drawn):
     )
 
 
+def test_a_compiled_tokenizer_loads_without_its_optimizer(tmp_path, recwarn):
+    tokenizer = Halver()
+    tokenizer.build((None, 4, 4, 2))
+    tokenizer.compile("adam", "mse")
+    model = build(tokenizer)
+    model(batch())
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert not loaded.tokenizer.compiled
+    assert not [w for w in recwarn if "Skipping variable" in str(w.message)]
+
+
 def test_mixed_float16_scales_the_loss_and_keeps_the_average_in_float32():
     model = build(network=network(dtype="mixed_float16"), dtype="mixed_float16")
     model.compile("adam")
