@@ -78,8 +78,7 @@ class MultiHeadAttention(layers.Layer):
         if query_key_norm:
             self.query_norm = layers.RMSNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="query_norm")
             self.key_norm = layers.RMSNormalization(epsilon=1e-6, dtype=self.dtype_policy, name="key_norm")
-        # A layer that drops nothing would still draw random numbers.
-        self.dropout_layer = layers.Dropout(dropout, dtype=self.dtype_policy) if dropout else None
+        self.dropout_layer = layers.Dropout(dropout, dtype=self.dtype_policy)
         self.supports_masking = True
 
     # === State ===
@@ -135,9 +134,7 @@ class MultiHeadAttention(layers.Layer):
             q, k = self.query_norm(q), self.key_norm(k)
 
         weights = self._weights(q, k, mask)  # (B, h, T, S), float32
-        dropped = ops.cast(weights, self.compute_dtype)
-        if self.dropout_layer is not None:
-            dropped = self.dropout_layer(dropped, training=training)
+        dropped = self.dropout_layer(ops.cast(weights, self.compute_dtype), training=training)
         heads = dropped @ ops.transpose(v, (0, 2, 1, 3))  # (B, h, T, d_head)
         output = self.output_dense(self._merge_heads(heads))  # (B, T, D)
         return (output, weights) if return_attention_scores else output

@@ -97,9 +97,8 @@ class TransformerBlock(layers.Layer):
         self.ffn2 = layers.Dense(d_model, dtype=policy, name="ffn2")
         if modulated:
             self.modulation = layers.Dense(6 * d_model, kernel_initializer="zeros", dtype=policy, name="modulation")
-        if rate:
-            self.dropout1 = layers.Dropout(rate, dtype=policy, name="dropout1")
-            self.dropout2 = layers.Dropout(rate, dtype=policy, name="dropout2")
+        self.dropout1 = layers.Dropout(rate, dtype=policy, name="dropout1")
+        self.dropout2 = layers.Dropout(rate, dtype=policy, name="dropout2")
         self.supports_masking = True
 
     # === State ===
@@ -143,16 +142,14 @@ class TransformerBlock(layers.Layer):
             shift1 = scale1 = gate1 = shift2 = scale2 = gate2 = None
 
         hidden = self.mha(modulate(self.norm1(x), shift1, scale1), mask=mask, training=training)
-        if self.rate:
-            hidden = self.dropout1(hidden, training=training)
+        hidden = self.dropout1(hidden, training=training)
         x = x + (hidden if gate1 is None else gate1 * hidden)
 
         if self.cross_attention:
             x = x + self.mha_cross(self.norm_cross(x), context, mask=context_mask, training=training)
 
         hidden = self.ffn2(self.activation(self.ffn1(modulate(self.norm2(x), shift2, scale2))))
-        if self.rate:
-            hidden = self.dropout2(hidden, training=training)
+        hidden = self.dropout2(hidden, training=training)
         return x + (hidden if gate2 is None else gate2 * hidden)
 
     def compute_output_shape(self, x_shape, condition_shape=None, context_shape=None):
