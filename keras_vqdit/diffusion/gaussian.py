@@ -81,20 +81,18 @@ class GaussianDiffusion(DiffusionProcess):
                 "`prediction` must be 'v' or 'clean' where `zero_terminal_snr` is on: at t = 1 the noise tells nothing "
                 f"about the clean example. Received: prediction={prediction!r}"
             )
-        self.schedule, self.prediction, self.num_timesteps = (
-            schedule,
-            PREDICTIONS[prediction],
-            int(num_timesteps),
-        )
-        self.zero_terminal_snr, self.min_snr_gamma, self.learn_variance = (
-            zero_terminal_snr,
-            min_snr_gamma,
-            learn_variance,
-        )
+        self.schedule = schedule
+        self.prediction = PREDICTIONS[prediction]
+        self.num_timesteps = int(num_timesteps)
+        self.zero_terminal_snr = zero_terminal_snr
+        self.min_snr_gamma = min_snr_gamma
+        self.learn_variance = learn_variance
+        self._make_tables()
 
-        # === Tables of T + 1 entries, float64 ===
-        betas = SCHEDULES[schedule](self.num_timesteps)
-        if zero_terminal_snr:
+    def _make_tables(self):
+        """The float64 tables of T + 1 entries: noise levels, posterior, loss weights."""
+        betas = SCHEDULES[self.schedule](self.num_timesteps)
+        if self.zero_terminal_snr:
             betas = rescale_to_zero_terminal_snr(betas)
         self.alpha_bar = np.concatenate([[1.0], np.cumprod(1 - betas)])
         self.alphas, self.sigmas = np.sqrt(self.alpha_bar), np.sqrt(1 - self.alpha_bar)
@@ -103,11 +101,9 @@ class GaussianDiffusion(DiffusionProcess):
         # The posterior of the first step has no variance: it takes the second one's. Entry 0 is never used.
         self.log_small = np.log(np.concatenate([q.small[[1, 1]], q.small[1:]]))
         self.log_large = np.log(np.concatenate([q.large[:1], q.large]))
-        self.weights_table = (
-            np.ones_like(self.alpha_bar)
-            if min_snr_gamma is None
-            else min_snr_weight(self.alpha_bar, min_snr_gamma, self.prediction)
-        )
+        self.loss_weights = np.ones_like(self.alpha_bar)
+        if self.min_snr_gamma is not None:
+            self.loss_weights = min_snr_weight(self.alpha_bar, self.min_snr_gamma, self.prediction)
 
     # === Times ===
 
@@ -160,7 +156,7 @@ class GaussianDiffusion(DiffusionProcess):
         return _take(self.alphas, k), _take(self.sigmas, k)
 
     def weight(self, t):
-        return _take(self.weights_table, self.table_index(t))
+        return _take(self.loss_weights, self.table_index(t))
 
     def target(self, x0, noise, t):
         x0, noise = ops.cast(x0, "float32"), ops.cast(noise, "float32")
@@ -215,20 +211,17 @@ class GaussianDiffusion(DiffusionProcess):
         x0 = ops.cast(x0, "float32")
         clean = self.to_clean(self.add_noise(x0, t, noise), ops.stop_gradient(prediction), t)
         k = self.table_index(t)
-        small, large, from_clean, first = (
-            expand_like(values, x0)
-            for values in (
-                _take(self.log_small, k),
-                _take(self.log_large, k),
-                _take(self.from_clean, k),
-                k <= 1,
-            )
-        )
-        log_variance = learned_log_variance(fraction, small, large)
+
+        def read(table):
+            return expand_like(_take(table, k), x0)
+
+        log_small = read(self.log_small)
+        log_variance = learned_log_variance(fraction, log_small, read(self.log_large))
         # Both means hold the same share of x_t, so they differ by what differs in the clean example.
-        divergence = normal_kl(from_clean * (x0 - clean), small, log_variance)
+        divergence = normal_kl(read(self.from_clean) * (x0 - clean), log_small, log_variance)
         likelihood = discretized_log_likelihood(x0, clean, log_variance)  # at k = 1 the mean is the clean example
-        return mean_per_example(ops.where(first > 0, -likelihood, divergence)) / math.log(2)
+        bound = ops.where(expand_like(k, x0) <= 1, -likelihood, divergence)
+        return mean_per_example(bound) / math.log(2)
 
     def get_config(self):
         return {

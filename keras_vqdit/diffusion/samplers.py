@@ -74,9 +74,8 @@ def ddim_step(denoise, process, x, t, s, memory=None, seed=None, *, eta=0.0, cli
     noise = (x - alpha_t * clean) / sigma_t
     q = posterior(alpha_t, sigma_t, alpha_s, sigma_s)
     std = eta * ops.sqrt(q.small)  # eq. 16
-    kept = ops.sqrt(
-        (1 - eta**2) * sigma_s**2 + (eta * q.from_x * sigma_t) ** 2
-    )  # sqrt(sigma_s^2 - std^2), no cancellation
+    # sqrt(sigma_s^2 - std^2), as a sum: the difference vanishes for eta = 1 from pure noise.
+    kept = ops.sqrt((1 - eta**2) * sigma_s**2 + (eta * q.from_x * sigma_t) ** 2)
     x = alpha_s * clean + kept * noise
     if eta > 0:
         x = x + std * standard_normal(ops.shape(x), seed)
@@ -93,7 +92,7 @@ def dpmpp_2m_step(denoise, process, x, t, s, memory=None, seed=None, *, clip=Non
     lambda_t, lambda_s = ops.log(alpha_t) - ops.log(sigma_t), ops.log(alpha_s) - ops.log(sigma_s)
     clean, _ = estimate(denoise, x, t, clip)
     h, h_last = lambda_s - lambda_t, lambda_t - memory["lambda"]
-    extra = ops.where(ops.isfinite(h) & ops.isfinite(h_last), h / (2 * h_last), 0.0)  # 1 / (2 r)
+    extra = ops.where(ops.isfinite(h), h / (2 * h_last), 0.0)  # 1 / (2 r), and 0 where h_last is infinite
     extrapolated = (1 + extra) * clean - extra * memory["clean"]
     # -alpha_s (exp(-h) - 1) without the exponential.
     x = sigma_s / sigma_t * x + (alpha_s - alpha_t * sigma_s / sigma_t) * extrapolated
