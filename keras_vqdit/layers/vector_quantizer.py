@@ -9,7 +9,9 @@ from keras_vqdit.layers.nearest_code import nearest_codes
 from keras_vqdit.layers.quantizer import Quantizer, one_of
 
 KMEANS_ROUNDS = 10
-RESTART_COUNT = 1.0  # the moving count that a drawn code starts with, as a fraction of the mean count
+# The moving count that a drawn code starts with, as a fraction of the mean: enough to wait some 20 steps for its first
+# vector, little enough to follow its vectors at once.
+RESTART_COUNT = 0.3
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
@@ -33,17 +35,17 @@ class VectorQuantizer(Quantizer):
         embedding_dim: length D of a vector, a positive integer.
         codebook: `"ema"` or `"gradient"`, how the codes learn. Default: `"ema"`.
         commitment_cost: β ≥ 0, weight of the term that holds the vectors to their codes. Default: 0.25.
-        decay: γ in [0, 1) of the moving averages; `"gradient"` uses it to count only. Default: DECAY_DEFAULT.
+        decay: γ in [0, 1) of the moving averages; `"gradient"` uses it to count only. Default: 0.95, a memory of
+            20 steps, which follows an encoder that still moves; 0.99 suits long training.
         epsilon: ε > 0, smoothing of the counts. Default: 1e-5.
         gradient: `"rotation"` or `"straight_through"`, how the output's gradient reaches the vectors.
-            Default: GRADIENT_DEFAULT.
+            Default: `"rotation"`.
         distance: `"euclidean"` or `"cosine"`. With cosine, vectors and codes are compared, averaged and returned at unit
             length. Default: `"euclidean"`.
         kmeans_init: whether the codes start at k-means (10 rounds) of the first batch in training. Without, they start
             at random, with standard deviation 0.05. Default: True.
         restart_threshold: a code is drawn anew where its moving count falls below this fraction of the mean count,
-            which scales with the vectors per step and the number of codes: in [0, 1), or None for never.
-            Default: THRESHOLD_DEFAULT.
+            which scales with the vectors per step and the number of codes: in [0, 1), or None for never. Default: 0.1.
         seed: integer for the start and the draws. Default: None, a random one.
         **kwargs: of `keras.layers.Layer`. Under every `dtype` policy all numbers but the output are float32.
 
@@ -66,8 +68,8 @@ class VectorQuantizer(Quantizer):
     >>> vq = VectorQuantizer(num_embeddings=256, embedding_dim=16)
     >>> z = np.random.default_rng(0).normal(size=(8, 7, 7, 16))
     >>> quantized, loss = vq(z, training=True)
-    >>> quantized.shape, loss.shape
-    (TensorShape([8, 7, 7, 16]), TensorShape([8]))
+    >>> tuple(quantized.shape), tuple(loss.shape)
+    ((8, 7, 7, 16), (8,))
     >>> indices = vq.encode(z)  # int32 (8, 7, 7)
     >>> bool(np.all(vq.decode(indices) == vq(z)[0]))
     True
@@ -85,9 +87,9 @@ class VectorQuantizer(Quantizer):
         *,
         codebook="ema",
         commitment_cost=0.25,
-        decay=0.99,
+        decay=0.95,
         epsilon=1e-5,
-        gradient="straight_through",
+        gradient="rotation",
         distance="euclidean",
         kmeans_init=True,
         restart_threshold=0.1,
