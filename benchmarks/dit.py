@@ -170,7 +170,7 @@ def main(argv=None):
         ("grid", 7, "tokens along each side of the input"),
         ("channels", 16, "channels of the input"),
         ("classes", 10, "class labels"),
-        ("repetitions", 9, "timed runs of each"),
+        ("repetitions", 7, "timed runs of each, of three calls in a row"),
     ):
         parser.add_argument(f"--{name}", type=int, default=default, help=f"{meaning} (default: %(default)s)")
     parser.add_argument("--graph", action="store_true", help="also time TensorFlow without XLA")

@@ -42,7 +42,7 @@ def main(argv=None):
     parser.add_argument("--batch", type=int, default=64, help="examples in a batch (default: %(default)s)")
     parser.add_argument("--d-model", type=int, default=192, help="width (default: %(default)s)")
     parser.add_argument("--layers", type=int, default=2, help="blocks (default: %(default)s)")
-    parser.add_argument("--repetitions", type=int, default=15, help="timed runs of each (default: %(default)s)")
+    parser.add_argument("--repetitions", type=int, default=11, help="timed runs of each (default: %(default)s)")
     options = parser.parse_args(argv)
 
     import keras

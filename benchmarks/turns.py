@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Side:
-    """A process that answers each request, the name of one of its functions, by the seconds that a call of it took.
+    """A process that answers each request, the name of one of its functions, by the seconds that a call of it takes.
 
     Args:
         command: list, the command of the process, which calls `serve`.
@@ -57,27 +57,27 @@ def serve(about, functions):
         print(">", seconds_of(functions[name]), flush=True)
 
 
-def seconds_of(function):
-    """How long a call takes."""
-    start = time.perf_counter()
+def seconds_of(function, calls=3):
+    """The mean time of a few calls in a row, after one to wake the threads and the caches that others had meanwhile."""
     function()
-    return time.perf_counter() - start
+    start = time.perf_counter()
+    for _ in range(calls):
+        function()
+    return (time.perf_counter() - start) / calls
 
 
-def take_turns(runs, *, repetitions, warm_up=3):
+def take_turns(runs, *, repetitions):
     """Time every run once, then again from the first, so that a slow moment of the machine hits all alike.
 
     Args:
         runs: dict from titles to functions that make one run and return its seconds.
-        repetitions: how often each is timed.
-        warm_up: further calls of each before, which also compile. Defaults to 3.
+        repetitions: how often each is timed, after one run that is not counted.
 
     Returns:
         Dict from titles to lists of seconds.
     """
     for run in runs.values():
-        for _ in range(warm_up):
-            run()
+        run()  # compiles
     seconds = {title: [] for title in runs}
     for _ in range(repetitions):
         for title, run in runs.items():

@@ -145,10 +145,10 @@ class MultiHeadAttention(layers.Layer):
         k = ops.transpose(k, (0, 2, 3, 1))  # (B, h, d_head, S)
         logits = ops.cast(q @ k, "float32")
         if mask is None:
-            return ops.softmax(logits, axis=-1)
+            return _softmax(logits)
         mask = _with_four_axes(mask, logits)
         # Not minus infinity, of which a row without a key would make NaN; the second `where` clears such rows.
-        weights = ops.softmax(ops.where(mask, logits, -1e30), axis=-1)
+        weights = _softmax(ops.where(mask, logits, -1e30))
         return ops.where(mask, weights, 0.0)
 
     def _split_heads(self, x):
@@ -180,6 +180,11 @@ class MultiHeadAttention(layers.Layer):
             "use_bias": self.use_bias,
             "output_initializer": keras.initializers.serialize(self.output_initializer),
         }
+
+
+def _softmax(x):
+    # Keras warns of a softmax over a single key, which is no mistake here.
+    return ops.softmax(x, axis=-1) if x.shape[-1] != 1 else ops.exp(x - x)
 
 
 def _three_inputs(query, key, value):

@@ -141,6 +141,17 @@ def test_mask_of_padding_comes_by_itself_from_an_embedding():
     np.testing.assert_allclose(numpy(cross([ops.convert_to_tensor(query), keys, keys])), numpy(expected), atol=1e-6)
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_a_single_key_has_all_the_attention():
+    query, key = normal(2, 5, WIDTH, seed=1), normal(2, 1, WIDTH, seed=2)
+    layer = make(query.shape, key.shape)
+    mask = np.array([[True], [False]])
+    output, scores = layer(query, key, mask=mask, return_attention_scores=True)
+    np.testing.assert_array_equal(numpy(scores), np.broadcast_to(mask[:, None, None], (2, HEADS, 5, 1)))
+    expected, _ = attention(weights_of(layer), HEADS, query, key, mask=mask[:, None, None])
+    np.testing.assert_allclose(numpy(output), expected, atol=1e-5)
+
+
 # === Dropout ===
 
 

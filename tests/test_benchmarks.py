@@ -1,0 +1,49 @@
+"""The benchmarks' command line, and how they take turns. What they measure is run by hand."""
+
+import sys
+
+import pytest
+
+from benchmarks.__main__ import BENCHMARKS, main
+from benchmarks.turns import Side, report, take_turns
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_each_benchmark_explains_itself(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([name, "--help"])
+    assert end.value.code == 0 and f"python -m benchmarks {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, code", [([], 0), (["--help"], 0), (["speed"], 2)], ids=str)
+def test_the_list_of_benchmarks(arguments, code, capsys):
+    assert main(arguments) == code
+    out, err = capsys.readouterr()
+    assert all(f"  {name} " in out for name in BENCHMARKS)
+    assert ("There is no benchmark 'speed'" in err) == (code == 2)
+
+
+def test_sides_take_turns():
+    calls = []
+    runs = {name: lambda name=name: calls.append(name) or float(len(calls)) for name in "ab"}
+    seconds = take_turns(runs, repetitions=2)
+    assert calls == ["a", "b"] * 3
+    assert seconds == {"a": [3.0, 5.0], "b": [4.0, 6.0]}  # the first round is not counted
+
+
+def test_speed_is_relative_to_the_reference(capsys):
+    assert report({"ours": [0.1, 0.2, 0.9], "theirs": [0.4, 0.4, 0.4]}, "theirs") == {"ours": 0.2, "theirs": 0.4}
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split() == ["ours", "200.0", "ms", "100.0", "ms", "2.00x"]
+    assert lines[2].endswith("1.00x")
+
+
+def test_a_side_is_a_process_that_answers_by_seconds():
+    program = "import time; from benchmarks.turns import serve; print('noise'); serve('me', {'nap': lambda: time.sleep(0.02)})"
+    side = Side([sys.executable, "-c", program])
+    assert side.about == "me"
+    assert 0.02 <= side.run("nap") < 1
+    side.close()
+    broken = [sys.executable, "-c", "raise SystemExit(1)"]
+    with pytest.raises(RuntimeError, match="the process ended"):
+        Side(broken)
