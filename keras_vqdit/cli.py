@@ -214,8 +214,7 @@ def build_parser():
         "--budget",
         choices=("fast", "quick", "full"),
         default="quick",
-        help="fast: only shows that everything runs; quick: at most 8 minutes on 2 CPU cores; full: the whole MNIST, "
-        "about an hour",
+        help="fast: only shows that everything runs; quick: minutes on the embedded digits; full: for the whole of MNIST",
     )
     command.add_argument("--fast", action="store_true", help="the same as --budget fast")
 

@@ -35,9 +35,9 @@ class Budget:
 BUDGETS = {
     # Only shows that everything runs.
     "fast": Budget(1, 1, 1, d_model=48, num_layers=2, num_embeddings=64, num_samples=50, num_steps=5),
-    # 4,000 digits within 8 minutes on 2 CPU cores.
+    # For the 4,000 embedded digits.
     "quick": Budget(8, 12, 30, d_model=96, num_layers=4, num_embeddings=256, num_samples=500),
-    # 60,000 digits, tokenizer and diffusion within 45 minutes on 2 CPU cores.
+    # For the 60,000 of MNIST.
     "full": Budget(6, 12, 7),
 }
 

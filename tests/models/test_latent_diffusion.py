@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
 
 from keras_vqdit.diffusion import GaussianDiffusion, RectifiedFlow
+from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
 from keras_vqdit.models.latent_diffusion import LatentDiffusion
 from tests.contract import run_contract
 
