@@ -222,11 +222,14 @@ class DiffusionTransformer(keras.Model):
         ):
             if value is not None and setting is None:
                 raise ValueError(f'A model with {option}=None takes no "{key}". Received: keys {sorted(inputs)}')
+        for key, value, ranks in (("t", t, (0, 1)), ("label", label, (1,))):
+            if value is not None and len(value.shape) not in ranks:
+                raise ValueError(f'"{key}" must be of shape (B,). Received: shape={tuple(value.shape)}')
         if context is None and context_mask is not None:
             raise ValueError(f'"context_mask" must come with a "context". Received: keys {sorted(inputs)}')
         batch = ops.shape(x)[0]
 
-        t = ops.broadcast_to(ops.cast(0.0 if t is None else t, "float32"), (batch,))
+        t = ops.broadcast_to(ops.cast(t if t is not None else 0.0, "float32"), (batch,))
         if self.num_classes is not None and label is None:
             label = ops.full((batch,), self.num_classes, dtype="int32")
         if self.context_dim is not None and context is None:
