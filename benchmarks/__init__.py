@@ -1,1 +1,1 @@
-"""Speed comparisons, each in one run with an independent implementation: `python -m benchmarks --help`."""
+"""Comparisons of speed and quality, each in one run: `python -m benchmarks --help`."""

@@ -132,17 +132,13 @@ def run(data_dir, *, quantizer="ema", steps=1000, batch_size=256, seed=0, verbos
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks fashion", description=__doc__.split("\n\n")[0]
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks fashion", description=__doc__.split("\n\n")[0])
     parser.add_argument("--data-dir", help="folder of the TFDS data sets (default: TFDS's own)")
     parser.add_argument("--quantizer", choices=["ema", "none"], default="ema", help="none: the bound")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args(argv)
-    scores = run(
-        arguments.data_dir, quantizer=arguments.quantizer, steps=arguments.steps, seed=arguments.seed
-    )
+    scores = run(arguments.data_dir, quantizer=arguments.quantizer, steps=arguments.steps, seed=arguments.seed)
     l1, psnr, used, perplexity = REFERENCE[arguments.quantizer]
     print(f"{'':12}{'L1':>10}{'PSNR':>10}{'used':>10}{'perplexity':>12}{'seconds':>10}")
     for name, row in [

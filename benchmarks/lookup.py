@@ -95,9 +95,7 @@ class Side:
     def __init__(self, side, python, arguments):
         command = [python, __file__, "--worker", side, *map(str, arguments)]
         root = Path(__file__).parents[1]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root
-        )
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
         self.versions = self._answer()
 
     def run(self, name):
@@ -121,25 +119,17 @@ class Side:
 
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m benchmarks lookup", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--vectors", type=int, default=65_536, help="number of vectors (default: %(default)s)"
-    )
+    parser.add_argument("--vectors", type=int, default=65_536, help="number of vectors (default: %(default)s)")
     parser.add_argument("--codes", type=int, default=8_192, help="number of codes (default: %(default)s)")
     parser.add_argument("--dim", type=int, default=64, help="length of a vector (default: %(default)s)")
-    parser.add_argument(
-        "--repetitions", type=int, default=3, help="timed runs of each (default: %(default)s)"
-    )
+    parser.add_argument("--repetitions", type=int, default=3, help="timed runs of each (default: %(default)s)")
     parser.add_argument(
         "--oracle-python", default=None, help="interpreter with vector-quantize-pytorch (default: this one)"
     )
-    parser.add_argument(
-        "--layer", action="store_true", help="also time the whole layer of vector-quantize-pytorch"
-    )
+    parser.add_argument("--layer", action="store_true", help="also time the whole layer of vector-quantize-pytorch")
     options = parser.parse_args(argv)
     if options.oracle_python is None and importlib.util.find_spec("vector_quantize_pytorch") is None:
-        parser.error(
-            "vector-quantize-pytorch is not installed here: pass --oracle-python, an interpreter that has it"
-        )
+        parser.error("vector-quantize-pytorch is not installed here: pass --oracle-python, an interpreter that has it")
 
     with tempfile.TemporaryDirectory() as folder:
         arguments = (options.vectors, options.codes, options.dim, folder)

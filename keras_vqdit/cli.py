@@ -7,6 +7,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from keras_vqdit.saving import check_writable
+
 EPILOG = """\
 From nothing to new digits (needs `pip install "keras_vqdit[digits]"`):
 
@@ -14,10 +16,10 @@ From nothing to new digits (needs `pip install "keras_vqdit[digits]"`):
 
 The same by hand, a step at a time:
 
-  keras-vqdit train tokenizer --dataset mnist_5k --epochs 20 --out saved_models/tokenizer.keras
+  keras-vqdit train tokenizer --dataset mnist_5k --epochs 12 --out saved_models/tokenizer.keras
   keras-vqdit reconstruct --model saved_models/tokenizer.keras --dataset mnist_5k --out reconstructions.png
-  keras-vqdit train diffusion --tokenizer saved_models/tokenizer.keras --epochs 60 --out saved_models/digits.keras
-  keras-vqdit generate --model saved_models/digits.keras --labels 0-9 --per-label 10 --guidance-scale 3 --out digits.png
+  keras-vqdit train diffusion --tokenizer saved_models/tokenizer.keras --epochs 16 --out saved_models/digits.keras
+  keras-vqdit generate --model saved_models/digits.keras --labels 0-9 --per-label 10 --out digits.png
   keras-vqdit evaluate --model saved_models/digits.keras --dataset mnist_5k
 
 Other data: `--dataset mnist --data-dir FOLDER` (any TensorFlow Datasets name), `--dataset pictures/ --image-size 32`
@@ -28,8 +30,8 @@ Other data: `--dataset mnist --data-dir FOLDER` (any TensorFlow Datasets name), 
 def main(argv=None):
     """Run the command line; returns the exit status."""
     arguments = build_parser().parse_args(argv)
-    keras.utils.set_random_seed(arguments.seed)
     try:
+        keras.utils.set_random_seed(arguments.seed)
         arguments.run(arguments)
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"keras-vqdit: error: {error}", file=sys.stderr)
@@ -46,12 +48,12 @@ def main(argv=None):
 def quickstart(arguments):
     from keras_vqdit.quickstart import run
 
-    budget = "fast" if arguments.fast else arguments.budget
     run(
         arguments.out,
         dataset=arguments.dataset,
         data_dir=arguments.data_dir,
-        budget=budget,
+        budget="fast" if arguments.fast else arguments.budget,
+        image_size=arguments.image_size,
         seed=arguments.seed,
         verbose=arguments.verbose,
     )
@@ -159,10 +161,15 @@ def evaluate(arguments):
     if isinstance(model, VQVAE):
         report(recipes.measure_tokenizer(model, test))
         return
-    print("Training the judge, a classifier of real images", flush=True)
-    judge, accuracy = train_classifier(
-        train, test, epochs=arguments.judge_epochs, seed=arguments.seed, verbose=arguments.verbose
-    )
+    recipes.check_classes(model, test)
+    if arguments.judge:
+        judge = saving.load_model(arguments.judge)
+        accuracy = recipes.measure_judge(judge, test)
+    else:
+        print("Training the judge, a classifier of real images", flush=True)
+        judge, accuracy = train_classifier(
+            train, test, epochs=arguments.judge_epochs, seed=arguments.seed, verbose=arguments.verbose
+        )
     measured = recipes.measure_generation(
         model,
         judge,
@@ -196,7 +203,7 @@ def build_parser():
         )
         command.set_defaults(run=run)
         command.add_argument(
-            "--seed", type=int, default=0, help="the same seed gives the same result on the same machine"
+            "--seed", type=seed, default=0, help="the same seed gives the same result on the same machine"
         )
         command.add_argument(
             "--verbose", type=int, choices=(0, 1, 2), default=1, help="1 progress bars, 2 a line an epoch, 0 silence"
@@ -210,13 +217,14 @@ def build_parser():
     command.add_argument(
         "--out", type=Path, default=Path("saved_models/quickstart"), help="folder for models, figures and metrics.json"
     )
-    command.add_argument(
+    budget = command.add_mutually_exclusive_group()
+    budget.add_argument(
         "--budget",
         choices=("fast", "quick", "full"),
         default="quick",
         help="fast: only shows that everything runs; quick: minutes on the embedded digits; full: for the whole of MNIST",
     )
-    command.add_argument("--fast", action="store_true", help="the same as --budget fast")
+    budget.add_argument("--fast", action="store_true", help="the same as --budget fast")
 
     train = commands.add_parser("train", help="Train a tokenizer or a diffusion model.", description="Train a model.")
     train = train.add_subparsers(title="what to train", required=True, metavar="MODEL")
@@ -224,8 +232,8 @@ def build_parser():
     command = add(train, "tokenizer", train_tokenizer, "Train a VQ-VAE: images to grids of codes and back.")
     data_arguments(command)
     command.add_argument("--out", type=Path, default=Path("saved_models/tokenizer.keras"), help="where to save it")
-    command.add_argument("--epochs", type=positive, default=20, help="number of epochs")
-    command.add_argument("--batch-size", type=positive, default=128, help="images in a batch")
+    command.add_argument("--epochs", type=positive, default=12, help="number of epochs")
+    command.add_argument("--batch-size", type=positive, default=32, help="images in a batch")
     command.add_argument("--learning-rate", type=float, default=2e-3, help="highest learning rate")
     command.add_argument("--size", default="digits", help="architecture, a name that VQVAE.from_size knows")
     command.add_argument("--num-embeddings", type=positive, help="number of codes; default: that of the size")
@@ -237,9 +245,9 @@ def build_parser():
     command.add_argument(
         "--out", type=Path, default=Path("saved_models/diffusion.keras"), help="where to save the model"
     )
-    command.add_argument("--epochs", type=positive, default=60, help="number of epochs")
-    command.add_argument("--batch-size", type=positive, default=64, help="images in a batch")
-    command.add_argument("--learning-rate", type=float, default=1e-3, help="highest learning rate")
+    command.add_argument("--epochs", type=positive, default=16, help="number of epochs")
+    command.add_argument("--batch-size", type=positive, default=32, help="images in a batch")
+    command.add_argument("--learning-rate", type=float, default=8e-3, help="highest learning rate, of Muon")
     command.add_argument("--d-model", type=positive, default=192, help="width of the transformer")
     command.add_argument("--num-heads", type=positive, default=6, help="attention heads; must divide the width")
     command.add_argument("--num-layers", type=positive, default=6, help="transformer blocks")
@@ -268,6 +276,7 @@ def build_parser():
     model_argument(command, "a .keras file of `train`")
     sampling_arguments(command)
     command.add_argument("--num-samples", type=positive, default=1000, help="images that are drawn and judged")
+    command.add_argument("--judge", type=Path, help="a judge.keras of quickstart; default: one is trained")
     command.add_argument("--judge-epochs", type=positive, default=12, help="epochs of the judge")
     return parser
 
@@ -291,7 +300,14 @@ def sampling_arguments(command):
 
     command.add_argument("--num-steps", type=positive, default=20, help="steps of the sampler")
     command.add_argument("--sampler", choices=sorted(SAMPLERS), default="dpmpp_2m", help="which sampler")
-    command.add_argument("--guidance-scale", type=float, default=3.0, help="classifier-free guidance; 1 is off")
+    command.add_argument("--guidance-scale", type=float, default=2.0, help="classifier-free guidance; 1 is off")
+
+
+def seed(text):
+    value = int(text)
+    if not 0 <= value < 2**31:
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to {2**31 - 1}, not {text}")
+    return value
 
 
 def positive(text):
@@ -318,7 +334,7 @@ def check_out(path, *suffixes):
     """Complain about a path before the work, not after it."""
     if path.suffix not in suffixes:
         raise ValueError(f"--out must end in {' or '.join(suffixes)}. Received: {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
 
 
 def load(arguments):

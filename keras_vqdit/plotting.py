@@ -13,6 +13,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from keras_vqdit.checks import positive_integer
+from keras_vqdit.saving import atomic_path
+
 # Okabe and Ito: told apart by the colour-blind; line styles and markers tell them apart in grey.
 BLUE, VERMILION, GRAY = "#0072B2", "#D55E00", "#555555"
 SEQUENTIAL = "cividis"  # its lightness rises evenly, for every kind of colour vision and in grey
@@ -59,18 +62,14 @@ def training_curves(histories, *, title="Training", path=None):
 
 
 def _is_history(value):
-    return hasattr(value, "history") or (
-        isinstance(value, dict) and all(np.ndim(v) == 1 for v in value.values())
-    )
+    return hasattr(value, "history") or (isinstance(value, dict) and all(np.ndim(v) == 1 for v in value.values()))
 
 
 def _panels(history):
     """Metric → {"training": (epochs, values), "validation": …}, in the order in which the metrics were logged."""
     logs = getattr(history, "history", history)
     if not isinstance(logs, dict) or not logs or not _is_history(logs):
-        raise ValueError(
-            f"`histories` must be what `fit` returns, with at least one epoch. Received: {logs!r}"
-        )
+        raise ValueError(f"`histories` must be what `fit` returns, with at least one epoch. Received: {logs!r}")
     first = history.epoch[0] if getattr(history, "epoch", None) else 0
     panels = {}
     for key, values in logs.items():
@@ -194,16 +193,12 @@ def codebook_usage(counts, *, title="Codebook usage", path=None):
     figure = _figure(6.4, 3.4)
     axis = figure.subplots()
     _log_scale(axis)
-    axis.stairs(
-        ranked[:used], np.arange(used + 1) + 0.5, fill=True, color=BLUE, baseline=bottom, label="vectors"
-    )
+    axis.stairs(ranked[:used], np.arange(used + 1) + 0.5, fill=True, color=BLUE, baseline=bottom, label="vectors")
     axis.axhline(counts.mean(), color="black", linestyle="--", linewidth=1.2, label="all codes alike")
     if used < size:
         unused = dict(facecolor="none", edgecolor=GRAY, hatch="///", linewidth=0)
         axis.axvspan(used + 0.5, size + 0.5, label=f"{size - used} never chosen", **unused)
-    axis.set_title(
-        f"{title}: {used} of {size} codes ({100 * used / size:.1f} %), perplexity {perplexity:.1f}"
-    )
+    axis.set_title(f"{title}: {used} of {size} codes ({100 * used / size:.1f} %), perplexity {perplexity:.1f}")
     axis.set(xlabel="code, by rank of its frequency", ylabel="vectors (count, log scale)")
     axis.set(xlim=(0.5, size + 0.5), ylim=(bottom, ranked[0] * 1.6))
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -228,16 +223,12 @@ def code_maps(codes, *, images=None, num_embeddings=None, columns=8, title="Code
     """
     codes = np.asarray(_numpy(codes))
     if codes.ndim not in (2, 3) or codes.size == 0 or codes.dtype.kind not in "iu":
-        raise ValueError(
-            f"`codes` must be integers (N, h, w) or (N, T). Received: {codes.dtype}, shape {codes.shape}"
-        )
+        raise ValueError(f"`codes` must be integers (N, h, w) or (N, T). Received: {codes.dtype}, shape {codes.shape}")
     size = max(int(codes.max()) + 1 if num_embeddings is None else num_embeddings, 2)
     maps = codes[:columns] if codes.ndim == 3 else codes[None]
     pixels = None if images is None else _pixels(images, "images")[:columns]
     if pixels is not None and len(pixels) != len(maps):
-        raise ValueError(
-            f"`images` must be as many as the maps. Received: {len(pixels)} images, {len(maps)} maps"
-        )
+        raise ValueError(f"`images` must be as many as the maps. Received: {len(pixels)} images, {len(maps)} maps")
     count, height, width = maps.shape
     numbered = width <= 16
     tile = max(1.3, 0.21 * width) if numbered else min(0.08 * width, 9.0 / count)
@@ -299,6 +290,9 @@ def image_grid(
         images = images.reshape(-1, *images.shape[2:])
     pixels = _pixels(images, "images")
     count, height, width, channels = pixels.shape
+    for name, value in (("rows", rows), ("columns", columns)):
+        if value is not None:
+            positive_integer(name, value)
     if columns is None:
         if rows is None:
             rows = len(row_labels) if row_labels is not None else max(round(np.sqrt(count)), 1)
@@ -374,8 +368,13 @@ def _figure(width, height, layout="constrained"):
 
 def _finish(figure, path):
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, bbox_inches="tight", pad_inches=0.08)
+        kinds = figure.canvas.get_supported_filetypes()
+        if Path(path).suffix[1:].lower() not in kinds:
+            raise ValueError(
+                f"`path` must end in one of {', '.join(f'.{kind}' for kind in sorted(kinds))}. Received: path={path!s}"
+            )
+        with atomic_path(path) as temporary:
+            figure.savefig(temporary, bbox_inches="tight", pad_inches=0.08)
     return figure
 
 
@@ -401,9 +400,7 @@ def _pixels(images, name):
     if images.ndim == 3:
         images = images[..., None]
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or images.size == 0:
-        raise ValueError(
-            f"`{name}` must be images (N, H, W) or (N, H, W, 1 or 3). Received: shape {images.shape}"
-        )
+        raise ValueError(f"`{name}` must be images (N, H, W) or (N, H, W, 1 or 3). Received: shape {images.shape}")
     if images.dtype == np.uint8:
         return images / 255.0
     if images.dtype.kind != "f" or np.nanmax(np.abs(images)) > 20.0:  # noise in pixel space stays well below

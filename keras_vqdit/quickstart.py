@@ -1,7 +1,6 @@
 """The main job from nothing: train a tokenizer and a diffusion transformer on digits, draw new ones, and judge them."""
 
 import dataclasses
-import json
 import platform
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 
 from keras_vqdit import data, plotting, recipes
 from keras_vqdit.metrics.classifier import train_classifier
-from keras_vqdit.saving import save_json, save_model
+from keras_vqdit.saving import check_writable, save_json, save_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,58 +20,72 @@ class Budget:
     judge_epochs: int
     tokenizer_epochs: int
     diffusion_epochs: int
-    tokenizer_batch: int = 128
-    diffusion_batch: int = 64
-    d_model: int = 192
-    num_layers: int = 6
+    batch_size: int = 32
+    d_model: int = 96
+    num_layers: int = 4
     num_embeddings: int = 512
+    num_heads: int = 3
     num_samples: int = 1000
     num_steps: int = 20
-    guidance_scale: float = 3.0
+    guidance_scale: float = 2.0
     sampler: str = "dpmpp_2m"
 
 
+JUDGE_BATCH = 128
 BUDGETS = {
     # Only shows that everything runs.
-    "fast": Budget(1, 1, 1, d_model=48, num_layers=2, num_embeddings=64, num_samples=50, num_steps=5),
+    "fast": Budget(
+        1, 1, 1, batch_size=128, d_model=48, num_layers=2, num_heads=2, num_embeddings=64, num_samples=50, num_steps=5
+    ),
     # For the 4,000 embedded digits.
-    "quick": Budget(8, 12, 30, d_model=96, num_layers=4, num_embeddings=256, num_samples=500),
+    "quick": Budget(14, 12, 16, num_embeddings=256, num_samples=500),
     # For the 60,000 of MNIST.
-    "full": Budget(6, 12, 7),
+    "full": Budget(9, 8, 6, batch_size=64, d_model=128, num_layers=6, num_heads=4),
 }
 
 
-def run(out, *, dataset="mnist_5k", data_dir=None, budget="quick", seed=0, verbose=1):
+def run(out, *, dataset="mnist_5k", data_dir=None, image_size=None, budget="quick", seed=0, verbose=1):
     """Train, draw, judge, and leave models, figures and a metrics file behind.
 
     Args:
         out: folder for the results. Older results of the same names are replaced, each when its new one is complete.
         dataset: what `data.load` takes, with labels.
         data_dir: folder of TensorFlow Datasets, if `dataset` is one.
+        image_size: height and width that images are brought to, as in `data.load`.
         budget: a name in `BUDGETS`, or a `Budget`.
         seed: integer. The same seed gives the same result on the same machine.
         verbose: 1 shows progress bars, 2 a line an epoch, 0 nothing.
 
     Returns:
         Dict of the metrics, as in `metrics.json`.
+
+    Raises:
+        ValueError: if there is no such budget, or the data have no labels.
+        OSError: if `out` can not be written to.
     """
+    if isinstance(budget, str) and budget not in BUDGETS:
+        raise ValueError(f"`budget` must be one of {', '.join(BUDGETS)}, or a `Budget`. Received: budget={budget!r}")
     name, budget = (budget, BUDGETS[budget]) if isinstance(budget, str) else ("custom", budget)
     out = Path(out)
+    check_writable(out / "metrics.json")
     keras.utils.set_random_seed(seed)
     seconds = {}
-
-    def load(batch_size):
-        return data.load(dataset, batch_size=batch_size, data_dir=data_dir, seed=seed)
 
     def say(title):
         if verbose:
             print(f"\n{title}", flush=True)
 
-    train, test = load(budget.tokenizer_batch)
-    info = data.describe(train)
-    say(f"1/4  The judge: a classifier of real images ({info.size} to train, {data.describe(test).size} to test)")
+    def load(batch_size):
+        return data.load(dataset, batch_size=batch_size, data_dir=data_dir, image_size=image_size, seed=seed)
+
+    train, test = load(budget.batch_size)
+    sizes = [data.describe(part).size for part in (train, test)]
+    say(f"1/4  The judge: a classifier of real images ({sizes[0]} to train, {sizes[1]} to test)")
     with timed(seconds, "judge"):
-        judge, judge_accuracy = train_classifier(train, test, epochs=budget.judge_epochs, seed=seed, verbose=verbose)
+        judge, judge_accuracy = train_classifier(
+            load(JUDGE_BATCH)[0], test, epochs=budget.judge_epochs, seed=seed, verbose=verbose
+        )
+    save_model(judge, out / "judge.keras")
 
     say(f"2/4  The tokenizer: a VQ-VAE with {budget.num_embeddings} codes")
     with timed(seconds, "tokenizer"):
@@ -84,11 +97,11 @@ def run(out, *, dataset="mnist_5k", data_dir=None, budget="quick", seed=0, verbo
     say("3/4  The diffusion transformer, on the tokenizer's latents")
     with timed(seconds, "diffusion"):
         model, diffusion_curves = recipes.train_diffusion(
-            load(budget.diffusion_batch)[0],
+            train,
             tokenizer,
             epochs=budget.diffusion_epochs,
             d_model=budget.d_model,
-            num_heads=budget.d_model // 32 if budget.d_model >= 64 else 2,
+            num_heads=budget.num_heads,
             num_layers=budget.num_layers,
             seed=seed,
             verbose=verbose,
@@ -128,13 +141,13 @@ def run(out, *, dataset="mnist_5k", data_dir=None, budget="quick", seed=0, verbo
     }
     save_json(metrics, out / "metrics.json")
     if verbose:
+        files = [
+            *(out / f"{part}.keras" for part in ("judge", "tokenizer", "diffusion")),
+            out / "metrics.json",
+            *figures,
+        ]
         print(table(metrics))
-        print(
-            "\n".join(
-                f"  {path}"
-                for path in [out / "tokenizer.keras", out / "diffusion.keras", out / "metrics.json", *figures]
-            )
-        )
+        print("\n".join(f"  {path}" for path in files))
     return metrics
 
 
@@ -208,8 +221,3 @@ class timed:
 
     def __exit__(self, *_):
         self.seconds[self.key] = time.perf_counter() - self.begin
-
-
-def load_metrics(out):
-    """The metrics of an earlier run."""
-    return json.loads((Path(out) / "metrics.json").read_text())

@@ -7,6 +7,7 @@ from pathlib import Path
 import keras
 import pytest
 
+# Data sets beside the checkout, or where the variable says.
 SHARED_DATA = Path(os.environ.get("KERAS_VQDIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import pytest
 
@@ -71,6 +72,18 @@ def test_evaluate(folder, capsys):
     model = ["--model", str(folder / "model.keras"), "--num-samples", "8", "--num-steps", "2", "--judge-epochs", "1"]
     assert cli.main(["evaluate", *model, *data]) == 0
     assert {"accuracy", "frechet_distance", "judge_test_accuracy"} <= set(capsys.readouterr().out.split())
+    # A judge that calls everything class 1 is right on half of the test images, and of the digits that it is shown.
+    x = inputs = keras.Input((28, 28, 1))
+    x = keras.layers.GlobalAveragePooling2D(name="features")(x)
+    outputs = keras.layers.Dense(2, kernel_initializer="zeros", name="logits")(x)
+    judge = keras.Model(inputs, outputs)
+    judge.get_layer("logits").bias.assign([0.0, 1.0])
+    judge.save(folder / "judge.keras")
+    assert cli.main(["evaluate", *model, *data, "--judge", str(folder / "judge.keras")]) == 0
+    printed = capsys.readouterr().out.split()
+    assert printed[:4] == ["judge_test_accuracy", "0.5", "accuracy", "0.5"] and "Training" not in printed
+    assert cli.main(["evaluate", *model, *data, "--judge", str(folder / "tokenizer.keras")]) == 2
+    assert "must be a classifier from images of shape (28, 28, 1) to 2 classes" in capsys.readouterr().err
 
 
 def test_quickstart_leaves_models_figures_and_metrics(tmp_path, capsys):
@@ -79,7 +92,13 @@ def test_quickstart_leaves_models_figures_and_metrics(tmp_path, capsys):
     assert cli.main(["quickstart", "--fast", "--out", str(out), "--verbose", "2"]) == 0
     names = {path.name for path in out.iterdir()}
     figures = {"tokenizer_curves", "diffusion_curves", "reconstructions", "codebook_usage", "samples", "trajectory"}
-    assert names == {"tokenizer.keras", "diffusion.keras", "metrics.json", *(f"{name}.png" for name in figures)}
+    assert names == {
+        "judge.keras",
+        "tokenizer.keras",
+        "diffusion.keras",
+        "metrics.json",
+        *(f"{name}.png" for name in figures),
+    }
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["budget"]["name"] == "fast" and metrics["dataset"] == "mnist_5k"
     assert 0 < metrics["tokenizer"]["codes_used"] <= 1
@@ -115,12 +134,34 @@ def test_wrong_labels(text):
         (["train", "tokenizer", "--dataset", "no_such_data"], "mnist_5k"),
         (["train", "tokenizer", "--out", "model.h5"], "--out must end in .keras"),
         (["train", "tokenizer", "--size", "gigantic"], "digits"),
+        (["train", "tokenizer", "--out", "folder.keras"], "must be a file, but is a folder"),
     ],
 )
 def test_errors_name_the_remedy(arguments, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.keras").mkdir()
     assert cli.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["quickstart", "--fast", "--budget", "full"], "not allowed with"),
+        (["quickstart", "--seed", "-1"], "must be an integer from 0 to 2147483647, not -1"),
+        (["generate", "--model", "m.keras", "--num-steps", "0"], "must be a positive integer, not 0"),
+        (["generate", "--model", "m.keras", "--sampler", "magic"], "invalid choice: 'magic'"),
+    ],
+)
+def test_wrong_arguments_say_what_is_valid(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_budget(tmp_path):
+    with pytest.raises(ValueError, match="`budget` must be one of fast, quick, full.*Received: budget='slow'"):
+        quickstart.run(tmp_path, budget="slow")
 
 
 def test_a_tokenizer_is_not_a_diffusion_model(folder, capsys):

@@ -18,14 +18,10 @@ IMAGES = RNG.uniform(-1.0, 1.0, (12, 8, 8, 1)).astype("float32")
 LOGS = {"loss": [3.0, 2.0, 1.0], "val_loss": [3.1, 2.2, 1.3], "psnr": [10.0, 12.0, 15.0]}
 
 FIGURES = {
-    "training_curves": lambda path: plotting.training_curves(
-        {"tokenizer": LOGS, "diffusion": LOGS}, path=path
-    ),
+    "training_curves": lambda path: plotting.training_curves({"tokenizer": LOGS, "diffusion": LOGS}, path=path),
     "reconstructions": lambda path: plotting.reconstructions(IMAGES, 0.5 * IMAGES, path=path),
     "codebook_usage": lambda path: plotting.codebook_usage([3, 0, 5, 9], path=path),
-    "code_maps": lambda path: plotting.code_maps(
-        np.arange(18).reshape(2, 3, 3), images=IMAGES[:2], path=path
-    ),
+    "code_maps": lambda path: plotting.code_maps(np.arange(18).reshape(2, 3, 3), images=IMAGES[:2], path=path),
     "image_grid": lambda path: plotting.image_grid(IMAGES, row_labels=range(3), path=path),
     "trajectory": lambda path: plotting.trajectory([IMAGES[:2]] * 3, [1.0, 0.5, 0.0], path=path),
 }
@@ -95,9 +91,7 @@ def test_training_and_validation_share_a_panel_and_differ_in_line_style():
     train, validation = loss.lines
     np.testing.assert_array_equal(train.get_data(), ([1, 2, 3], [3.0, 2.0, 1.0]))
     np.testing.assert_array_equal(validation.get_ydata(), [3.1, 2.2, 1.3])
-    assert (
-        train.get_linestyle() != validation.get_linestyle() and train.get_marker() != validation.get_marker()
-    )
+    assert train.get_linestyle() != validation.get_linestyle() and train.get_marker() != validation.get_marker()
     assert [text.get_text() for text in loss.get_legend().get_texts()] == ["training", "validation"]
 
 
@@ -141,11 +135,7 @@ def test_reconstructions_show_the_absolute_error_and_the_psnr():
 def test_errors_share_one_scale():
     worse = IMAGES.copy()
     worse[1] += 0.5
-    limits = {
-        image.get_clim()
-        for axis in plotting.reconstructions(IMAGES, worse).axes[16:24]
-        for image in axis.images
-    }
+    limits = {image.get_clim() for axis in plotting.reconstructions(IMAGES, worse).axes[16:24] for image in axis.images}
     assert len(limits) == 1
 
 
@@ -253,3 +243,26 @@ def test_tensors_uint8_and_images_without_channels_are_images_too():
 def test_what_is_no_image_is_refused(images):
     with pytest.raises(ValueError, match="`images` must be"):
         plotting.image_grid(images)
+
+
+def test_a_failed_figure_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "grid.png"
+    plotting.image_grid(IMAGES, path=path)
+    before = path.read_bytes()
+
+    def fail_halfway(self, target, **_):
+        Path(target).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(plotting.Figure, "savefig", fail_halfway)
+    with pytest.raises(OSError, match="No space"):
+        plotting.image_grid(IMAGES, path=path)
+    assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["grid.png"]
+
+
+@pytest.mark.parametrize("options", [{"path": "grid"}, {"path": "grid.docx"}, {"columns": 0}, {"rows": 1.5}])
+def test_wrong_paths_and_sizes(options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"`{next(iter(options))}` must"):
+        plotting.image_grid(IMAGES, **options)
+    assert list(tmp_path.iterdir()) == []

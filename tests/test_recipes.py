@@ -39,7 +39,7 @@ def test_tokenizer_measures_over_the_whole_set():
 def test_learning_rate_warms_up_and_falls():
     steps = data.load(np.zeros((400, 4, 4, 1), "uint8"), batch_size=10, test_fraction=0.5)[0]
     assert int(steps.cardinality()) == 20
-    rate = recipes.optimizer(steps, 100, 1e-3)._learning_rate
+    rate = recipes.learning_rate_schedule(steps, 100, 1e-3)
     values = np.array([float(rate(step)) for step in (0, 100, 200, 1100, 2000)])
     np.testing.assert_allclose(values, [1e-5, 5.05e-4, 1e-3, 5.05e-4, 1e-5], rtol=1e-2)
 
@@ -60,6 +60,20 @@ class Painter:
 
     def generate(self, labels, batch_size, **_):
         return np.asarray(labels)[:, None, None, None] * np.ones((1, 4, 4, 1), "float32") / 2
+
+
+def test_a_model_of_other_classes_is_told_before_it_draws():
+    images, labels = np.zeros((40, 4, 4, 1), "uint8"), np.arange(40) % 4
+    _, test = data.load(({"image": images, "label": labels}, {"image": images, "label": labels}), batch_size=16)
+    with pytest.raises(ValueError, match="must draw the classes of the test data, 4. Received: a model of 3 classes"):
+        recipes.measure_generation(Painter(), None, test)
+
+
+def test_labels_of_unknown_number_do_not_train_without_labels():
+    images, labels = np.zeros((40, 4, 4, 1), "uint8"), np.arange(40) % 4
+    train, _ = data.load(({"image": images, "label": labels}, {"image": images, "label": labels}), batch_size=16)
+    with pytest.raises(ValueError, match="number of classes must be known"):
+        recipes.train_diffusion(train.map(lambda batch: batch), None, epochs=1)
 
 
 def test_generation_is_judged():

@@ -91,9 +91,7 @@ def to_images(arrays):
     if kinds == {"b"}:
         return [array.astype("uint8") * 255 for array in arrays]
     if not (kinds <= set("ui") or kinds == {"f"}):
-        raise ValueError(
-            f"Images must be {RANGES}. Received: dtypes {[str(array.dtype) for array in arrays]}"
-        )
+        raise ValueError(f"Images must be {RANGES}. Received: dtypes {[str(array.dtype) for array in arrays]}")
     low, high = min(array.min() for array in arrays), max(array.max() for array in arrays)
     received = f"Received: values from {low} to {high}, {arrays[0].dtype}"
     if not (np.isfinite(low) and np.isfinite(high)):

@@ -39,9 +39,7 @@ def read_tfds(name, *, data_dir=None, download=False, size=None, channels=None):
     if "image" not in features:
         raise ValueError(f'The data set "{name}" has no feature "image". It has: {", ".join(features)}')
     labelled = (
-        "label" in features
-        and features["label"].shape == ()
-        and np.issubdtype(features["label"].np_dtype, np.integer)
+        "label" in features and features["label"].shape == () and np.issubdtype(features["label"].np_dtype, np.integer)
     )
     class_names = tuple(getattr(features["label"], "names", None) or ()) if labelled else ()
     train = "train" if "train" in splits else next(iter(splits))
@@ -83,9 +81,7 @@ def _read_split(builder, split, labelled, size, channels):
     if feature.np_dtype != np.uint8:
         raise ValueError(f'The images of "{builder.name}" must be uint8. Received: {feature.np_dtype}')
     if size is None and None in feature.shape:
-        raise ValueError(
-            f'The images of "{builder.name}" differ in size ({feature.shape}): pass `image_size`.'
-        )
+        raise ValueError(f'The images of "{builder.name}" differ in size ({feature.shape}): pass `image_size`.')
 
     def select(example):
         image = fit_to(example["image"], size) if None in feature.shape else example["image"]

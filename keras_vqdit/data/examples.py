@@ -44,9 +44,7 @@ def hold_out(examples, test_fraction):
     """
     size = len(examples)
     if size < 2:
-        raise ValueError(
-            f"At least 2 images are needed to hold some out for testing. Received: {size} image(s)"
-        )
+        raise ValueError(f"At least 2 images are needed to hold some out for testing. Received: {size} image(s)")
     # RandomState rather than Generator: NumPy keeps its stream equal over all versions, so the split never moves.
     random = np.random.RandomState(0)
     labels = np.zeros(size, "int32") if examples.labels is None else examples.labels

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
+from keras_vqdit.checks import positive_integer
 from keras_vqdit.data import digits
 from keras_vqdit.data.arrays import from_arrays, read_npz
 from keras_vqdit.data.catalog import read_tfds
@@ -74,8 +75,7 @@ def load(
         >>> batch["image"].shape, batch["label"].dtype.name
         (TensorShape([128, 28, 28, 1]), 'int32')
     """
-    if not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"`batch_size` must be a positive integer. Received: batch_size={batch_size}")
+    batch_size = positive_integer("batch_size", batch_size)
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` must be None, 1 or 3. Received: channels={channels}")
     if not 0.0 < test_fraction < 1.0:

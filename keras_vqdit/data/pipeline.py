@@ -93,9 +93,7 @@ def to_dataset(features, info):
         if shuffle:
             dataset = dataset.shuffle(size, seed=info.seed, reshuffle_each_iteration=True)
         dataset = dataset.batch(info.batch_size, drop_remainder=drop_remainder and size >= info.batch_size)
-        return dataset.map(examples, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(
-            tf.data.AUTOTUNE
-        )
+        return dataset.map(examples, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
     dataset = serve(info.shuffle, info.drop_remainder)
     dataset.info = info

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqdit.checks import one_of
 from keras_vqdit.diffusion.process import DiffusionProcess, expand_like, mean_per_example, posterior
 from keras_vqdit.diffusion.schedules import SCHEDULES, SPACINGS, min_snr_weight
 from keras_vqdit.diffusion.schedules import zero_terminal_snr as rescale_to_zero_terminal_snr
@@ -68,8 +69,8 @@ class GaussianDiffusion(DiffusionProcess):
         **kwargs,
     ):
         super().__init__(seed=seed, **kwargs)
-        _check_choice("schedule", schedule, SCHEDULES)
-        _check_choice("prediction", prediction, PREDICTIONS)
+        one_of("schedule", schedule, SCHEDULES)
+        one_of("prediction", prediction, PREDICTIONS)
         if not isinstance(num_timesteps, (int, np.integer)) or isinstance(num_timesteps, bool) or num_timesteps < 2:
             raise ValueError(
                 f"`num_timesteps` must be an integer of at least 2. Received: num_timesteps={num_timesteps}"
@@ -135,7 +136,7 @@ class GaussianDiffusion(DiffusionProcess):
         Raises:
             ValueError: for another spacing or number of steps.
         """
-        _check_choice("spacing", spacing, SPACINGS)
+        one_of("spacing", spacing, SPACINGS)
         if not 1 <= num_steps <= self.num_timesteps or num_steps != int(num_steps):
             raise ValueError(
                 f"`num_steps` must be an integer from 1 to num_timesteps={self.num_timesteps}. "
@@ -175,7 +176,9 @@ class GaussianDiffusion(DiffusionProcess):
         alpha, sigma = self.levels(x, t)
         if self.prediction == "noise":
             return prediction
-        return alpha * prediction + sigma * x if self.prediction == "v" else (x - alpha * prediction) / sigma
+        if self.prediction == "v":
+            return alpha * prediction + sigma * x
+        return (x - alpha * prediction) / ops.where(sigma > 0, sigma, 1.0)  # at t = 0 there is no noise to tell
 
     # === Learned variance (2102.09672), section 3.1 ===
 
@@ -196,7 +199,10 @@ class GaussianDiffusion(DiffusionProcess):
 
     def loss(self, prediction, x0, noise, t):
         loss = super().loss(prediction, x0, noise, t)
-        return loss + self.variational_bound(prediction, x0, noise, t) if self.learn_variance else loss
+        if not self.learn_variance:
+            return loss
+        # (2102.09672) eq. 16: 0.001 of the bound, which is a sum over all steps; one step's term stands for all of them.
+        return loss + self.num_timesteps / 1000 * self.variational_bound(prediction, x0, noise, t)
 
     def variational_bound(self, prediction, x0, noise, t):
         """One term of the variational bound, which teaches the variance alone: the mean's gradient is stopped.
@@ -262,8 +268,3 @@ def discretized_log_likelihood(x, mean, log_variance):
 
 def _take(table, index):
     return ops.take(ops.convert_to_tensor(table.astype("float32")), index, axis=0)
-
-
-def _check_choice(name, value, choices):
-    if value not in choices:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}. Received: {name}={value!r}")

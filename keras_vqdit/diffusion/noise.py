@@ -38,7 +38,8 @@ def standard_normal(shape, seed):
 
     Args:
         shape: tuple of integers, or of scalar integer tensors where a size is dynamic.
-        seed: an integer, a scalar integer tensor, a pair of such, or a `keras.random.SeedGenerator` (which moves on).
+        seed: an integer, a scalar integer tensor, a pair of such, or a `keras.random.SeedGenerator` (which moves on). A third
+            number n beside a pair gives the noise of the examples n, n + 1, … of a larger batch.
 
     Returns:
         float32 tensor.
@@ -46,17 +47,26 @@ def standard_normal(shape, seed):
     Example:
 
     >>> from keras_vqdit.diffusion.noise import standard_normal
-    >>> standard_normal((2, 3), seed=0).shape
-    TensorShape([2, 3])
+    >>> tuple(standard_normal((2, 3), seed=0).shape)
+    (2, 3)
     """
-    size = math.prod(shape)
-    index = ops.arange((size + 1) // 2, dtype="int32")
+    size, example = math.prod(shape), math.prod(shape[1:])
+    first = seed[2] if isinstance(seed, (tuple, list)) and len(seed) == 3 else 0
+    if isinstance(first, int) and first == 0 or isinstance(example, int) and example % 2 == 0:
+        pairs = _normal_pairs(seed, ops.arange((size + 1) // 2, dtype="int32") + first * (example // 2))
+        return ops.reshape(ops.reshape(ops.stack(pairs, axis=-1), (-1,))[:size], shape)
+    element = ops.arange(size, dtype="int32") + first * example  # an example may begin in the middle of a pair
+    even, odd = _normal_pairs(seed, element // 2)
+    return ops.reshape(ops.where(element % 2 == 0, even, odd), shape)
+
+
+def _normal_pairs(seed, index):
+    """The two numbers of each pair `index`."""
     a, b = threefry(_key(seed), (index, ops.zeros_like(index)))
     # 24 random bits each; the first number is never 0.
     u, v = ((ops.cast(_shift_right(bits, 8), "float32") + 0.5) * 2.0**-24 for bits in (a, b))
     radius, angle = ops.sqrt(-2.0 * ops.log(u)), 2 * math.pi * v
-    pairs = ops.stack([radius * ops.cos(angle), radius * ops.sin(angle)], axis=-1)
-    return ops.reshape(ops.reshape(pairs, (-1,))[:size], shape)
+    return radius * ops.cos(angle), radius * ops.sin(angle)
 
 
 def _shift_right(bits, distance):

@@ -85,7 +85,7 @@ def ddim_step(denoise, process, x, t, s, memory=None, seed=None, *, eta=0.0, cli
 def dpmpp_2m_step(denoise, process, x, t, s, memory=None, seed=None, *, clip=None):
     """DPM-Solver++(2M) (2211.01095), algorithm 2: the clean estimate is extrapolated from the last two.
 
-    The first step is of order 1, as are those from alpha = 0 and to sigma = 0, where the log-SNR is infinite.
+    The first step is of order 1, as are those from alpha = 0, after it, and to sigma = 0: the log-SNR is infinite there.
     """
     memory = memory or start(x)
     (alpha_t, sigma_t), (alpha_s, sigma_s) = process.alpha_sigma(t), process.alpha_sigma(s)
@@ -160,6 +160,7 @@ def sample(
     last=None,
     memory=None,
     seed=None,
+    first_example=0,
     callback=None,
     **options,
 ):
@@ -168,7 +169,7 @@ def sample(
     Without a callback the steps are one `keras.ops.fori_loop`, so the call may stand inside a compiled function that
     takes `times`, `first`, `last` and `seed` as arguments: with times padded to a fixed length, one program serves
     every number of steps. A run in chunks, each given the `x` and `memory` of the one before, equals the run in one
-    piece, also where noise is drawn: that depends on `seed` and the number of the step alone.
+    piece, also where noise is drawn: that depends on `seed`, the number of the step and that of the example alone.
 
     Args:
         sampler: a name in `SAMPLERS`, or a step function.
@@ -181,6 +182,8 @@ def sample(
         memory: what the chunk before returned. Defaults to `None`, a fresh start.
         seed: integer, scalar integer tensor or `keras.random.SeedGenerator`. Defaults to `None`, a random one (drawn
             when a compiled function is traced, so give one there).
+        first_example: number of the first example of `x` among all that are drawn with this seed, an integer or scalar
+            tensor. Parts of a batch then get the noise that they get in the whole. Defaults to 0.
         callback: function of a dict `{"i", "t", "s", "x", "clean"}`, called after every step; makes the loop a
             Python one.
         **options: options of the step, such as `eta` or `clip`.
@@ -214,7 +217,7 @@ def sample(
     def body(i, state):
         x, _, memory = state
         t, s = ops.take(times, i, axis=0), ops.take(times, i + 1, axis=0)
-        return step(denoise, process, x, t, s, memory, (seed, i + 1), **options)
+        return step(denoise, process, x, t, s, memory, (seed, i + 1, first_example), **options)
 
     state = (x, ops.zeros_like(x), start(x) if memory is None else memory)
     if callback is None:

@@ -6,6 +6,7 @@ from keras_vqdit.layers.embeddings import LabelEmbedding, TimeEmbedding, sincos_
 from keras_vqdit.layers.latent_statistics import LatentStatistics
 from keras_vqdit.layers.nearest_code import nearest_codes
 from keras_vqdit.layers.patches import patchify, unpatchify
+from keras_vqdit.layers.quantizer import Quantizer
 from keras_vqdit.layers.transformer_block import TransformerBlock
 from keras_vqdit.layers.vector_quantizer import VectorQuantizer
 
@@ -14,6 +15,7 @@ __all__ = [
     "LabelEmbedding",
     "LatentStatistics",
     "MultiHeadAttention",
+    "Quantizer",
     "ResidualBlock",
     "TimeEmbedding",
     "TransformerBlock",

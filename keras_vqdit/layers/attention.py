@@ -3,6 +3,8 @@
 import keras
 from keras import layers, ops
 
+from keras_vqdit.checks import positive_integer
+
 
 @keras.saving.register_keras_serializable("keras_vqdit")
 class MultiHeadAttention(layers.Layer):
@@ -26,7 +28,8 @@ class MultiHeadAttention(layers.Layer):
         key: `(B, S, Dk)`. Defaults to the query.
         value: `(B, S, Dv)`. Defaults to the key.
         mask: bool, `True` where a key may be seen: `(B, S)`, `(B, T, S)`, `(B, 1, T, S)` or `(B, num_heads, T, S)`.
-            Where a query may see no key at all, the output is the output projection of zeros.
+            Where a query may see no key at all, the output is the output projection of zeros. Defaults to the mask that
+            comes with the keys.
         return_attention_scores: also return the weights. Defaults to `False`.
         training: whether to drop weights.
 
@@ -48,7 +51,7 @@ class MultiHeadAttention(layers.Layer):
 
     References:
         - [Attention Is All You Need](https://arxiv.org/abs/1706.03762)
-        - [Scaling Vision Transformers to 22 Billion Parameters](https://arxiv.org/abs/2302.05442) (query-key norm)
+        - [Scaling Rectified Flow Transformers](https://arxiv.org/abs/2403.03206), section 5.3.2 (query-key norm)
     """
 
     def __init__(
@@ -63,9 +66,7 @@ class MultiHeadAttention(layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        for name, value in (("num_heads", num_heads), ("d_model", d_model)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        num_heads, d_model = positive_integer("num_heads", num_heads), positive_integer("d_model", d_model)
         if d_model % num_heads:
             raise ValueError(f"`num_heads` must divide `d_model`. Received: num_heads={num_heads}, d_model={d_model}")
         if not 0 <= dropout < 1:
@@ -114,8 +115,9 @@ class MultiHeadAttention(layers.Layer):
 
     # === Computation ===
 
-    def call(self, query, key=None, value=None, mask=None, return_attention_scores=False, training=None):
+    def call(self, query, key=None, value=None, mask=None, return_attention_scores=False, training=None, key_mask=None):
         query, key, value = _three_inputs(query, key, value)
+        mask = key_mask if mask is None else mask  # Keras hands the mask of one of several inputs over by this name
         if isinstance(mask, (list, tuple)):  # the masks that Keras found on a list of inputs
             mask = mask[1]
         if self.is_self_attention != (key is None):
@@ -157,7 +159,9 @@ class MultiHeadAttention(layers.Layer):
     def _merge_heads(self, x):
         return ops.reshape(ops.transpose(x, (0, 2, 1, 3)), (-1, *_length(x, 2), self.d_model))
 
-    def compute_output_spec(self, query, key=None, value=None, mask=None, return_attention_scores=False, training=None):
+    def compute_output_spec(
+        self, query, key=None, value=None, mask=None, return_attention_scores=False, training=None, key_mask=None
+    ):
         query, key, value = _three_inputs(query, key, value)
         output = keras.KerasTensor((*query.shape[:-1], self.d_model), dtype=self.compute_dtype)
         if not return_attention_scores:

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import layers, ops
 
+from keras_vqdit.checks import one_each, positive_integer
 from keras_vqdit.layers.folding import depth_to_space, space_to_depth
 
 CONVOLUTIONS = {1: layers.Conv1D, 2: layers.Conv2D, 3: layers.Conv3D}
@@ -68,8 +69,8 @@ class ResidualBlock(SpatialLayer):
 
     Example:
     >>> import numpy as np
-    >>> ResidualBlock(16, hidden_filters=8)(np.ones((2, 7, 7, 16))).shape
-    TensorShape([2, 7, 7, 16])
+    >>> tuple(ResidualBlock(16, hidden_filters=8)(np.ones((2, 7, 7, 16))).shape)
+    (2, 7, 7, 16)
 
     References:
         - van den Oord et al., [Neural Discrete Representation Learning](https://arxiv.org/abs/1711.00937), section 4.1
@@ -127,9 +128,7 @@ class ResidualBlock(SpatialLayer):
             norm.build(shape)
         if channels != self.filters:
             convolution = CONVOLUTIONS[self.rank]
-            self.shortcut = convolution(
-                self.filters, 1, use_bias=False, dtype=self.dtype_policy, name="shortcut"
-            )
+            self.shortcut = convolution(self.filters, 1, use_bias=False, dtype=self.dtype_policy, name="shortcut")
             self.shortcut.build(input_shape)
         self.built = True
 
@@ -177,8 +176,8 @@ class Downsample(SpatialLayer):
 
     Example:
     >>> import numpy as np
-    >>> Downsample(16)(np.ones((2, 28, 28, 1))).shape
-    TensorShape([2, 14, 14, 16])
+    >>> tuple(Downsample(16)(np.ones((2, 28, 28, 1))).shape)
+    (2, 14, 14, 16)
 
     References:
         - Liu et al., [A ConvNet for the 2020s](https://arxiv.org/abs/2201.03545), section 2.6 (separate down-sampling)
@@ -244,8 +243,8 @@ class Upsample(SpatialLayer):
 
     Example:
     >>> import numpy as np
-    >>> Upsample(8)(np.ones((2, 7, 7, 16))).shape
-    TensorShape([2, 14, 14, 8])
+    >>> tuple(Upsample(8)(np.ones((2, 7, 7, 16))).shape)
+    (2, 14, 14, 8)
 
     References:
         - Shi et al., [Real-Time Single Image Super-Resolution Using an Efficient Sub-Pixel Convolutional Neural
@@ -287,20 +286,3 @@ class Upsample(SpatialLayer):
 
     def get_config(self):
         return {**super().get_config(), "factor": self.factor, "kernel_size": self.kernel_size}
-
-
-def positive_integer(name, value):
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value}")
-    return value
-
-
-def one_each(name, value, rank):
-    """A tuple of one positive integer a spatial dimension, from an integer or a sequence."""
-    values = (value,) * rank if isinstance(value, int) else tuple(value)
-    if len(values) != rank or any(isinstance(v, bool) or not isinstance(v, int) or v < 1 for v in values):
-        raise ValueError(
-            f"`{name}` must be a positive integer or {rank} of them, one a spatial dimension. "
-            f"Received: {name}={value}"
-        )
-    return values

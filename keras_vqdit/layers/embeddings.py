@@ -7,6 +7,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_vqdit.checks import is_positive_integer, positive_integer
+
 
 @functools.lru_cache(maxsize=32)
 def sincos_position_embedding(grid, dim):
@@ -77,13 +79,12 @@ class TimeEmbedding(layers.Layer):
 
     def __init__(self, d_model, *, frequency_dim=256, time_scale=1000.0, **kwargs):
         super().__init__(autocast=False, **kwargs)  # half precision would round the times
-        if not isinstance(d_model, int) or d_model < 1:
-            raise ValueError(f"`d_model` must be a positive integer. Received: d_model={d_model!r}")
-        if not isinstance(frequency_dim, int) or frequency_dim < 2 or frequency_dim % 2:
+        self.d_model, self.time_scale = positive_integer("d_model", d_model), time_scale
+        if not is_positive_integer(frequency_dim) or frequency_dim % 2:
             raise ValueError(
                 f"`frequency_dim` must be a positive even integer. Received: frequency_dim={frequency_dim!r}"
             )
-        self.d_model, self.frequency_dim, self.time_scale = d_model, frequency_dim, time_scale
+        self.frequency_dim = int(frequency_dim)
         self.dense1, self.dense2 = (
             layers.Dense(
                 d_model,
@@ -149,10 +150,8 @@ class LabelEmbedding(layers.Layer):
 
     def __init__(self, num_classes, d_model, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        for name, value in (("num_classes", num_classes), ("d_model", d_model)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-        self.num_classes, self.d_model = num_classes, d_model
+        self.num_classes = positive_integer("num_classes", num_classes)
+        self.d_model = positive_integer("d_model", d_model)
 
     def build(self, input_shape):
         self.table = self.add_weight(

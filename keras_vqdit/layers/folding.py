@@ -17,7 +17,7 @@ def space_to_depth(x, factor):
 
     Example:
     >>> import numpy as np
-    >>> space_to_depth(np.ones((1, 28, 28, 1)), (2, 2)).shape
+    >>> tuple(space_to_depth(np.ones((1, 28, 28, 1)), (2, 2)).shape)
     (1, 14, 14, 4)
     """
     rank, shape = len(factor), ops.shape(x)
@@ -40,7 +40,7 @@ def depth_to_space(x, factor):
 
     Example:
     >>> import numpy as np
-    >>> depth_to_space(np.ones((1, 14, 14, 4)), (2, 2)).shape
+    >>> tuple(depth_to_space(np.ones((1, 14, 14, 4)), (2, 2)).shape)
     (1, 28, 28, 1)
     """
     rank, shape = len(factor), ops.shape(x)

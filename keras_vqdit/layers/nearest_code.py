@@ -27,13 +27,12 @@ def nearest_codes(z, codebook, *, chunk_size=None):
 
     Example:
 
-    >>> nearest_codes(np.array([[0.9], [0.2]]), np.array([[0.0], [1.0], [2.0]]))
+    >>> import keras, numpy as np
+    >>> keras.ops.convert_to_numpy(nearest_codes(np.array([[0.9], [0.2]]), np.array([[0.0], [1.0], [2.0]])))
     array([1, 0], dtype=int32)
     """
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(
-            f"`chunk_size` must be a positive integer or None. Received: chunk_size={chunk_size}"
-        )
+        raise ValueError(f"`chunk_size` must be a positive integer or None. Received: chunk_size={chunk_size}")
     # Neither the loops below nor the indices have a gradient.
     z = ops.stop_gradient(ops.cast(z, "float32"))
     codebook = ops.stop_gradient(ops.cast(codebook, "float32"))

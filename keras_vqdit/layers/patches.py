@@ -4,6 +4,8 @@ import math
 
 from keras import ops
 
+from keras_vqdit.checks import one_each
+
 
 def patchify(x, patch_size):
     """Cut a grid into the sequence of its patches.
@@ -55,7 +57,7 @@ def unpatchify(tokens, grid, patch_size, channels):
     """
     grid = tuple(grid)
     rank = len(grid)
-    patch = _one_each(patch_size, rank)
+    patch = one_each("patch_size", patch_size, rank)
     if tuple(tokens.shape[1:]) != (math.prod(grid), math.prod(patch) * channels):
         raise ValueError(
             f"`tokens` must be of shape (B, {math.prod(grid)}, {math.prod(patch) * channels}). "
@@ -77,18 +79,9 @@ def patch_grid(shape, patch_size):
         raise ValueError(
             f"Inputs must be (B, *spatial, C) with 1, 2 or 3 spatial dimensions. Received: shape={tuple(shape)}"
         )
-    patch = _one_each(patch_size, len(spatial))
+    patch = one_each("patch_size", patch_size, len(spatial))
     if any(size is None or size % p for size, p in zip(spatial, patch)):
         raise ValueError(
             f"Every spatial size must be a multiple of `patch_size`, {patch}. Received: shape={tuple(shape)}"
         )
     return tuple(size // p for size, p in zip(spatial, patch)), patch
-
-
-def _one_each(patch_size, rank):
-    patch = tuple(patch_size) if isinstance(patch_size, (list, tuple)) else (patch_size,) * rank
-    if len(patch) != rank or any(not isinstance(p, int) or p < 1 for p in patch):
-        raise ValueError(
-            f"`patch_size` must be a positive integer, or {rank} of them. Received: patch_size={patch_size}"
-        )
-    return patch

@@ -1,10 +1,9 @@
 """What all quantizers have in common: shapes, masks, the two ways between vectors and indices, and counts."""
 
-import numbers
-
 import keras
 from keras import layers, ops
 
+from keras_vqdit.checks import positive_integer
 from keras_vqdit.layers.nearest_code import nearest_codes
 
 
@@ -149,20 +148,3 @@ class Quantizer(layers.Layer):
             "num_embeddings": self.num_embeddings,
             "embedding_dim": self.embedding_dim,
         }
-
-
-def positive_integer(name, value):
-    """Return `value` as an int, or raise an error that names it."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise TypeError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    if value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-    return int(value)
-
-
-def one_of(name, value, choices):
-    """Return `value`, or raise an error that tells the choices."""
-    if value not in choices:
-        expected = " or ".join(f'"{choice}"' for choice in choices)
-        raise ValueError(f"`{name}` must be {expected}. Received: {name}={value!r}")
-    return value

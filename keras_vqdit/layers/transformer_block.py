@@ -3,6 +3,7 @@
 import keras
 from keras import layers, ops
 
+from keras_vqdit.checks import one_of, positive_integer
 from keras_vqdit.layers.attention import MultiHeadAttention
 
 
@@ -65,12 +66,10 @@ class TransformerBlock(layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not isinstance(dff, int) or isinstance(dff, bool) or dff < 1:
-            raise ValueError(f"`dff` must be a positive integer. Received: dff={dff!r}")
+        dff = positive_integer("dff", dff)
         if not 0 <= rate < 1:
             raise ValueError(f"`rate` must be at least 0 and less than 1. Received: rate={rate}")
-        if conditioning not in (None, "adaln_zero"):
-            raise ValueError(f"`conditioning` must be None or 'adaln_zero'. Received: conditioning={conditioning!r}")
+        one_of("conditioning", conditioning, (None, "adaln_zero"))
         self.d_model, self.num_heads, self.dff, self.rate = d_model, num_heads, dff, rate
         self.conditioning, self.cross_attention, self.query_key_norm = (
             conditioning,
@@ -132,7 +131,8 @@ class TransformerBlock(layers.Layer):
 
     # === Computation ===
 
-    def call(self, x, condition=None, context=None, context_mask=None, mask=None, training=None):
+    def call(self, x, condition=None, context=None, context_mask=None, mask=None, x_mask=None, training=None):
+        mask = x_mask if mask is None else mask  # Keras hands the mask of one of several inputs over by this name
         self._check_given(condition, context)
         if self.conditioning:
             # (B, 6 D) -> six of (B, 1, D)
@@ -155,7 +155,9 @@ class TransformerBlock(layers.Layer):
     def compute_output_shape(self, x_shape, condition_shape=None, context_shape=None):
         return x_shape
 
-    def compute_output_spec(self, x, condition=None, context=None, context_mask=None, mask=None, training=None):
+    def compute_output_spec(
+        self, x, condition=None, context=None, context_mask=None, mask=None, x_mask=None, training=None
+    ):
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
 
     # === Config ===

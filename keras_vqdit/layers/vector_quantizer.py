@@ -3,10 +3,11 @@
 import keras
 from keras import ops
 
+from keras_vqdit.checks import one_of
 from keras_vqdit.layers.codebook import code_statistics, draw_vectors, kmeans, moving_codebook, unit
 from keras_vqdit.layers.gradient_estimators import rotation_trick, straight_through
 from keras_vqdit.layers.nearest_code import nearest_codes
-from keras_vqdit.layers.quantizer import Quantizer, one_of
+from keras_vqdit.layers.quantizer import Quantizer
 
 KMEANS_ROUNDS = 10
 # The moving count that a drawn code starts with, as a fraction of the mean: enough to wait some 20 steps for its first
@@ -61,7 +62,6 @@ class VectorQuantizer(Quantizer):
 
     Raises:
         ValueError: if an argument is out of its range, or the last axis of `z` is not `embedding_dim` long.
-        TypeError: if a number of codes or dimensions is no integer.
 
     Example:
 
@@ -77,7 +77,7 @@ class VectorQuantizer(Quantizer):
     References:
         - [Neural Discrete Representation Learning](https://arxiv.org/abs/1711.00937)
         - [Restructuring Vector Quantization with the Rotation Trick](https://arxiv.org/abs/2410.06424)
-        - [Jukebox](https://arxiv.org/abs/2005.00341), appendix A, for the restarts
+        - [Jukebox](https://arxiv.org/abs/2005.00341), section 3.1, for the restarts
     """
 
     def __init__(
@@ -98,9 +98,7 @@ class VectorQuantizer(Quantizer):
     ):
         super().__init__(num_embeddings, embedding_dim, **kwargs)
         if commitment_cost < 0:
-            raise ValueError(
-                f"`commitment_cost` must not be negative. Received: commitment_cost={commitment_cost}"
-            )
+            raise ValueError(f"`commitment_cost` must not be negative. Received: commitment_cost={commitment_cost}")
         if not 0 <= decay < 1:
             raise ValueError(f"`decay` must be in [0, 1). Received: decay={decay}")
         if epsilon <= 0:
@@ -163,9 +161,7 @@ class VectorQuantizer(Quantizer):
         learns = bool(training) and self.trainable
         restarts = learns and self.restart_threshold is not None
         if restarts or (learns and self.kmeans_init):
-            noise = keras.random.uniform(
-                (self.num_embeddings + 1,), dtype="float32", seed=self.seed_generator
-            )
+            noise = keras.random.uniform((self.num_embeddings + 1,), dtype="float32", seed=self.seed_generator)
         if learns and self.kmeans_init:
             self._initialize(fixed, weights, ones, noise)
 

@@ -30,9 +30,7 @@ def warp(images, matrix, shift):
     y, x = ops.clip(source[:, 0], 0.0, height - 1.0), ops.clip(source[:, 1], 0.0, width - 1.0)
     top, left = ops.floor(y), ops.floor(x)
     bottom, right = ops.minimum(top + 1.0, height - 1.0), ops.minimum(left + 1.0, width - 1.0)
-    first = ops.arange(ops.shape(images)[0], dtype="int32")[:, None] * (
-        height * width
-    )  # each image's first pixel
+    first = ops.arange(ops.shape(images)[0], dtype="int32")[:, None] * (height * width)  # each image's first pixel
     pixels = ops.reshape(ops.cast(images, "float32"), (-1, channels))  # (B*H*W, C)
 
     def at(row, column):
@@ -74,17 +72,13 @@ class RandomAffine(layers.Layer):
 
     def build(self, input_shape):
         if len(input_shape) != 4 or None in tuple(input_shape)[1:]:
-            raise ValueError(
-                f"Images must be (B, H, W, C), all but B known. Received: input_shape={input_shape}"
-            )
+            raise ValueError(f"Images must be (B, H, W, C), all but B known. Received: input_shape={input_shape}")
         self.built = True
 
     def call(self, inputs, training=None):
         if not training:
             return inputs
-        uniform = keras.random.uniform(
-            (ops.shape(inputs)[0], 6), -1.0, 1.0, dtype="float32", seed=self.generator
-        )
+        uniform = keras.random.uniform((ops.shape(inputs)[0], 6), -1.0, 1.0, dtype="float32", seed=self.generator)
         angle = uniform[:, 0] * (self.limits["rotation"] * np.pi / 180.0)
         stretch_y = 1.0 + self.limits["stretch"] * uniform[:, 1]
         stretch_x = 1.0 + self.limits["stretch"] * uniform[:, 2]
@@ -165,9 +159,7 @@ def features(classifier):
     Returns:
         `keras.Model`, `(B, H, W, C)` → `(B, 4 * width)`, with the same weights.
     """
-    return keras.Model(
-        classifier.input, classifier.get_layer(FEATURES).output, name=f"{classifier.name}_features"
-    )
+    return keras.Model(classifier.input, classifier.get_layer(FEATURES).output, name=f"{classifier.name}_features")
 
 
 def train_classifier(
@@ -213,26 +205,18 @@ def train_classifier(
     spec = train.element_spec
     if not isinstance(spec, dict) or not {"image", "label"} <= set(spec):
         raise ValueError(f'`train` must yield dicts with "image" and "label". Received: {spec}')
-    num_classes = (
-        getattr(getattr(train, "info", None), "num_classes", None) if num_classes is None else num_classes
-    )
+    num_classes = getattr(getattr(train, "info", None), "num_classes", None) if num_classes is None else num_classes
     if num_classes is None:
-        raise ValueError(
-            "`num_classes` must be given for a data set without `info`. Received: num_classes=None"
-        )
+        raise ValueError("`num_classes` must be given for a data set without `info`. Received: num_classes=None")
     steps = int(train.cardinality())
     if steps < 1:
-        raise ValueError(
-            f"`train` must be finite, of known length, and not empty. Received: cardinality {steps}"
-        )
+        raise ValueError(f"`train` must be finite, of known length, and not empty. Received: cardinality {steps}")
     batches, test_batches = (d.map(lambda batch: (batch["image"], batch["label"])) for d in (train, test))
     if epochs is None:
         images = steps * len(next(iter(batches))[1])
         epochs = max(9, round(80_000 / images))
 
-    classifier = build_classifier(
-        tuple(spec["image"].shape[1:]), num_classes, width=width, augment=augment, seed=seed
-    )
+    classifier = build_classifier(tuple(spec["image"].shape[1:]), num_classes, width=width, augment=augment, seed=seed)
     total, warmup = steps * epochs, max(steps * epochs // 10, 1)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.1 * learning_rate, max(total - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup

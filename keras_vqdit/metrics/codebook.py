@@ -10,9 +10,7 @@ class _CodeCounts(keras.metrics.Metric):
     def __init__(self, num_embeddings, *, name=None, dtype=None):
         super().__init__(name=name, dtype=dtype)
         if num_embeddings < 1:
-            raise ValueError(
-                f"`num_embeddings` must be a positive integer. Received: num_embeddings={num_embeddings}"
-            )
+            raise ValueError(f"`num_embeddings` must be a positive integer. Received: num_embeddings={num_embeddings}")
         self.num_embeddings = num_embeddings
         # float32 under every policy: float16 can not count beyond 2,048.
         self.counts = self.add_variable((num_embeddings,), "zeros", dtype="float32", name="counts")

@@ -90,9 +90,7 @@ def _check(features_a, features_b):
     arrays = [np.asarray(ops.convert_to_numpy(f), "float64") for f in (features_a, features_b)]
     shapes = [array.shape for array in arrays]
     if any(len(shape) != 2 or shape[0] < 2 for shape in shapes) or shapes[0][1] != shapes[1][1]:
-        raise ValueError(
-            f"Features must be (N, D) and (M, D), with N and M at least 2. Received: shapes {shapes}"
-        )
+        raise ValueError(f"Features must be (N, D) and (M, D), with N and M at least 2. Received: shapes {shapes}")
     if not all(np.all(np.isfinite(array)) for array in arrays):
         raise ValueError("Features must be finite. Received: NaN or infinite values")
     return arrays

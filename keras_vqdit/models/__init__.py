@@ -2,8 +2,21 @@
 
 from keras_vqdit.models.backbones import build_decoder, build_encoder
 from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
+from keras_vqdit.models.dit_weights import dit_weights, load_dit_weights
+from keras_vqdit.models.images import generate_images, transform_images
 from keras_vqdit.models.latent_diffusion import LatentDiffusion
 from keras_vqdit.models.vae import VAE
 from keras_vqdit.models.vqvae import VQVAE
 
-__all__ = ["VAE", "VQVAE", "DiffusionTransformer", "LatentDiffusion", "build_decoder", "build_encoder"]
+__all__ = [
+    "VAE",
+    "VQVAE",
+    "DiffusionTransformer",
+    "LatentDiffusion",
+    "build_decoder",
+    "build_encoder",
+    "dit_weights",
+    "generate_images",
+    "load_dit_weights",
+    "transform_images",
+]

@@ -49,6 +49,8 @@ class Autoencoder(keras.Model):
         modality: key of the data in a data set of dicts. Defaults to `"image"`.
     """
 
+    # The layers among the constructor's arguments.
+    parts = ("encoder", "decoder")
     # Name of the penalty in the logs, and what the penalty is multiplied by in the loss.
     penalty_name, penalty_weight = "penalty", 1.0
 
@@ -122,14 +124,10 @@ class Autoencoder(keras.Model):
 
     def data(self, inputs):
         """The data as float32, out of a dict or not."""
-        x = self.pick(inputs)
-        dtype = keras.backend.standardize_dtype(x.dtype) if hasattr(x, "dtype") else "float32"
-        if not keras.backend.is_float_dtype(dtype):
-            raise ValueError(
-                "The data must be floats in the range that the decoder shall restore, [-1, 1] in this package: scale "
-                f"integers first, such as `images / 127.5 - 1`. Received: dtype={dtype}"
-            )
-        return ops.convert_to_tensor(x, dtype="float32")
+        x = check_float(self.pick(inputs))
+        if not self.built:  # the tokenizer's methods may come before any call
+            self.build((None, *x.shape[1:]))
+        return x
 
     # === Training ===
 
@@ -153,9 +151,11 @@ class Autoencoder(keras.Model):
 
     # Keras drops sample weights silently where there is no `y`.
 
-    def fit(self, x=None, y=None, *args, sample_weight=None, **kwargs):
+    def fit(self, x=None, y=None, *args, sample_weight=None, validation_data=None, **kwargs):
         y = self.pick(x) if y is None and sample_weight is not None else y
-        return super().fit(x, y, *args, sample_weight=sample_weight, **kwargs)
+        if isinstance(validation_data, (tuple, list)) and len(validation_data) == 3 and validation_data[1] is None:
+            validation_data = (validation_data[0], self.pick(validation_data[0]), validation_data[2])
+        return super().fit(x, y, *args, sample_weight=sample_weight, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
         y = self.pick(x) if y is None and sample_weight is not None else y
@@ -209,9 +209,7 @@ class Autoencoder(keras.Model):
         """
         count, total, squares = 0, 0.0, 0.0
         for batch in _batches(data, self.pick, batch_size):
-            z = ops.convert_to_numpy(ops.cast(self.posterior_mean(self.data(batch)), "float32")).astype(
-                "float64"
-            )
+            z = ops.convert_to_numpy(ops.cast(self.posterior_mean(self.data(batch)), "float32")).astype("float64")
             z = z.reshape(-1, z.shape[-1])
             count, total, squares = count + len(z), total + z.sum(axis=0), squares + (z * z).sum(axis=0)
         if not count:
@@ -248,12 +246,25 @@ class Autoencoder(keras.Model):
     @classmethod
     def from_config(cls, config, custom_objects=None):
         config = dict(config)
-        for key in ("encoder", "decoder", "quantizer"):
+        for key in cls.parts:
             if config.get(key) is not None:
-                config[key] = keras.saving.deserialize_keras_object(
-                    config[key], custom_objects=custom_objects
-                )
+                config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
         return cls(**config)
+
+
+def check_float(x):
+    """Data as float32.
+
+    Raises:
+        ValueError: if they are not floats, as pixels of 0 to 255.
+    """
+    dtype = keras.backend.standardize_dtype(x.dtype) if hasattr(x, "dtype") else "float32"
+    if not keras.backend.is_float_dtype(dtype):
+        raise ValueError(
+            "The data must be floats in the range of what shall be restored, [-1, 1] in this package: scale integers first, "
+            f"such as `images / 127.5 - 1`. Received: dtype={dtype}"
+        )
+    return ops.convert_to_tensor(x, dtype="float32")
 
 
 def _second(_, values):

@@ -16,7 +16,7 @@ SIZES = {
         "kernel_sizes": (4, None),
         "num_residual_blocks": (0, 2),
         "residual_filters": (32, 32),
-        "embedding_dim": 8,
+        "embedding_dim": 4,
         "num_embeddings": 512,
     },
 }
@@ -84,11 +84,8 @@ def build_encoder(
     shared = {"rank": rank, "dtype": dtype}
     x = inputs = keras.Input(input_shape, name="data")
     for stage in stages:
-        x = Downsample(stage["filters"], factor=stage["factor"], kernel_size=stage["kernel_size"], **shared)(
-            x
-        )
+        x = Downsample(stage["filters"], factor=stage["factor"], kernel_size=stage["kernel_size"], **shared)(x)
         x = residual_blocks(x, stage, activation, groups, shared)
-    x = layers.Activation(activation, dtype=dtype)(x)
     x = layers.Dense(latent_channels, dtype=dtype, name="to_latents")(x)
     return keras.Model(inputs, x, name=name)
 
@@ -136,14 +133,13 @@ def build_decoder(
     outputs = [output_shape[-1], *(stage["filters"] for stage in stages[:-1])]
     for stage, channels in zip(reversed(stages), reversed(outputs), strict=True):
         x = residual_blocks(x, stage, activation, groups, shared)
-        if stage is stages[0]:
-            x = layers.Activation(activation, dtype=dtype)(x)
         x = Upsample(channels, factor=stage["factor"], kernel_size=stage["kernel_size"], **shared)(x)
     x = layers.Activation("linear", dtype="float32", name="data")(x)
     return keras.Model(inputs, x, name=name)
 
 
 def residual_blocks(x, stage, activation, groups, shared):
+    """The residual blocks of a stage, and the activation that ends their stack."""
     for _ in range(stage["num_residual_blocks"]):
         x = ResidualBlock(
             stage["filters"],
@@ -152,7 +148,7 @@ def residual_blocks(x, stage, activation, groups, shared):
             groups=groups,
             **shared,
         )(x)
-    return x
+    return layers.Activation(activation, dtype=shared["dtype"])(x)
 
 
 def stage_options(filters, factors, kernel_sizes, num_residual_blocks, residual_filters):

@@ -5,6 +5,7 @@ import math
 import keras
 from keras import layers, ops
 
+from keras_vqdit.checks import one_each, positive_integer
 from keras_vqdit.layers.embeddings import LabelEmbedding, TimeEmbedding, sincos_position_embedding
 from keras_vqdit.layers.patches import patch_grid, patchify, unpatchify
 from keras_vqdit.layers.transformer_block import TransformerBlock, modulate
@@ -44,7 +45,7 @@ class DiffusionTransformer(keras.Model):
         inputs: the noisy input, or a dict of which only `"x"` must be there:
             - `"x"`: the noisy input, `(B, T, C)`, `(B, H, W, C)` or `(B, F, H, W, C)`. Its spatial sizes must be known
               multiples of the patch size, and need not be those of the last call.
-            - `"t"`: time `(B,)`, or a scalar, in [0, 1]; 0 is data, 1 is noise. Defaults to 0.
+            - `"t"`: time, a tensor or array `(B,)` or `()`, in [0, 1]; 0 is data, 1 is noise. Defaults to 0.
             - `"label"`: integers `(B,)` from 0 to `num_classes`. Defaults to the null label.
             - `"context"`: `(B, S, context_dim)`. Defaults to none, as if all of it were masked.
             - `"context_mask"`: bool `(B, S)`, `True` where the context may be seen. Defaults to everywhere.
@@ -88,10 +89,8 @@ class DiffusionTransformer(keras.Model):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)  # half precision would round the times
-        for name, value in (("num_layers", num_layers), ("context_dim", context_dim)):
-            optional = name == "context_dim" and value is None
-            if not optional and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        num_layers = positive_integer("num_layers", num_layers)
+        context_dim = None if context_dim is None else positive_integer("context_dim", context_dim)
         self.d_model, self.num_heads, self.dff, self.num_layers, self.rate = (
             d_model,
             num_heads,
@@ -99,10 +98,10 @@ class DiffusionTransformer(keras.Model):
             num_layers,
             rate,
         )
-        patches = patch_size if isinstance(patch_size, (list, tuple)) else [patch_size]
-        if any(not isinstance(p, int) or isinstance(p, bool) or p < 1 for p in patches):
-            raise ValueError(f"`patch_size` must be a positive integer, or several. Received: patch_size={patch_size}")
-        self.patch_size = tuple(patches) if isinstance(patch_size, (list, tuple)) else patch_size
+        if isinstance(patch_size, (list, tuple)):
+            self.patch_size = one_each("patch_size", patch_size, len(patch_size))
+        else:
+            self.patch_size = positive_integer("patch_size", patch_size)
         self.num_classes, self.context_dim = num_classes, context_dim
         self.learn_variance, self.query_key_norm = learn_variance, query_key_norm
 
@@ -235,6 +234,10 @@ class DiffusionTransformer(keras.Model):
         if self.context_dim is not None and context is None:
             context = ops.zeros((batch, 1, self.context_dim), self.compute_dtype)
             context_mask = ops.zeros((batch, 1), "bool")
+        if context is not None and (len(context.shape) != 3 or context.shape[-1] not in (None, self.context_dim)):
+            raise ValueError(
+                f'"context" must be of shape (B, S, context_dim={self.context_dim}). Received: shape={tuple(context.shape)}'
+            )
         if context is not None:
             context = ops.cast(context, self.compute_dtype)
         return x, t, label, context, context_mask

@@ -1,5 +1,6 @@
 """How a conditional diffusion model draws: checked conditions, and a compiled program that runs a chunk of steps."""
 
+import inspect
 import math
 
 import numpy as np
@@ -31,6 +32,10 @@ class CompiledSampler:
             raise ValueError(
                 f"`sampler` must be one of {', '.join(map(repr, SAMPLERS))}. Received: sampler={sampler!r}"
             )
+        known = list(inspect.signature(SAMPLERS[sampler]).parameters.values())
+        known = [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
+        if not set(options) <= set(known):
+            raise TypeError(f"Options of the sampler {sampler!r} are {known}. Received: {sorted(options)}")
         interval_scale(1.0, 0.0, interval)  # a wrong interval is told here, not while tracing
         if not 0 <= rescale <= 1:
             raise ValueError(f"`guidance_rescale` must be from 0 to 1. Received: guidance_rescale={rescale}")
@@ -39,7 +44,7 @@ class CompiledSampler:
         self._network = None
         self._program = compile_function(self._steps, jit_compile=jit_compile)
 
-    def __call__(self, network, noise, conditions, times, scale, seed, chunk, progress):
+    def __call__(self, network, noise, conditions, times, scale, seed, first_example, chunk, progress):
         """Run all steps, `chunk` of them at a time.
 
         Args:
@@ -49,6 +54,7 @@ class CompiledSampler:
             times: decreasing NumPy array (num_steps + 1,).
             scale: guidance scale.
             seed: integer, for samplers that draw noise.
+            first_example: number of the first example of this batch among all of the seed.
             chunk: number of steps between two reports.
             progress: its `add` is told how many steps are done.
 
@@ -69,19 +75,19 @@ class CompiledSampler:
             tensor(padded),
             tensor(scale, "float32"),
         ]
-        seed = tensor(seed, "int32")
+        seeds = tensor([seed, first_example], "int32")
         x = tensor(noise)
         memory = start(x)
         states = [(x, None)]
         for first in range(0, num_steps, chunk):
             last = min(first + chunk, num_steps)
             steps = tensor([first, last], "int32")
-            x, clean, memory = self._program(weights, x, memory, *fixed, steps, seed)
+            x, clean, memory = self._program(weights, x, memory, *fixed, steps, seeds)
             states.append((x, clean))
             progress.add(last - first)
         return states
 
-    def _steps(self, weights, x, memory, conditions, times, scale, steps, seed):
+    def _steps(self, weights, x, memory, conditions, times, scale, steps, seeds):
         def predict(x, t, conditions):
             t = ops.broadcast_to(self.process.network_time(t), (ops.shape(x)[0],))
             outputs, _ = self._network.stateless_call(*weights, {"x": x, "t": t, **conditions}, training=False)
@@ -100,7 +106,7 @@ class CompiledSampler:
 
         return sample(
             self.sampler, denoise, self.process, x, times,
-            first=steps[0], last=steps[1], memory=memory, seed=seed, **self.options,
+            first=steps[0], last=steps[1], memory=memory, seed=seeds[0], first_example=seeds[1], **self.options,
         )  # fmt: skip
 
 

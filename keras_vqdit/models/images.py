@@ -102,8 +102,6 @@ def _as_batch(name, x, model, num_samples):
     if shape[-1] == 1 and x.shape in (shape[:-1], (*x.shape[:1], *shape[:-1])):
         x = x[..., None]
     x = x[None] if x.ndim == len(shape) else x
-    if x.ndim != len(shape) + 1 or any(
-        n not in (None, size) for n, size in zip(shape, x.shape[1:], strict=True)
-    ):
+    if x.ndim != len(shape) + 1 or any(n not in (None, size) for n, size in zip(shape, x.shape[1:], strict=True)):
         raise ValueError(f"`{name}` must be images of shape {shape}. Received: {name}.shape={received}")
     return x

@@ -1,6 +1,7 @@
 """Latent diffusion: a tokenizer, a diffusion process and a transformer meet here, and nowhere else."""
 
 import math
+import numbers
 import random
 
 import keras
@@ -8,10 +9,19 @@ import numpy as np
 from keras import ops
 
 from keras_vqdit.diffusion import RectifiedFlow
+from keras_vqdit.diffusion.process import DiffusionProcess
+from keras_vqdit.models.autoencoder import check_float
 from keras_vqdit.models.generation import CompiledSampler, check_conditions
 
 CONDITIONS = ("label", "context", "context_mask")
-KEYS = ("latents", "noise", "t", *CONDITIONS)
+# dtypes of what the transformer is built with
+DTYPES = {"label": "int32", "context_mask": "bool"}
+
+
+TARGETS = (
+    "A diffusion model has no targets `y`: labels belong to the inputs, as "
+    '`fit({{"image": images, "label": labels}})`. Received: y of type {}'
+)
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
@@ -20,7 +30,11 @@ class LatentDiffusion(keras.Model):
 
     `call` makes one noised pass and returns the loss of each example, so `fit`, `evaluate`, callbacks and every Keras backend
     work as for any model. The tokenizer is frozen. A moving average of the transformer's weights (`ema_transformer`)
-    is kept while training, and is what `evaluate` and `generate` use.
+    is kept while training, and is what `evaluate` and `generate` use. Who sets the transformer's weights by hand after
+    training (`load_weights`, `load_dit_weights`) calls `reset_average` then.
+
+    `evaluate` draws times and noise anew, so its loss varies by a few percent from call to call; data with fixed `"t"`
+    and `"noise"` make it exact, for a callback that compares epochs.
 
     Args:
         tokenizer: gives `encode_latents(x)` and `decode_latents(z)`, as `VQVAE` and `VAE` do. It is set to
@@ -39,7 +53,8 @@ class LatentDiffusion(keras.Model):
             - the modality (`"image"`), or `"latents"`, made once by `keras_vqdit.data.encode_latents`;
             - `"label"`: int32 (B,), where the transformer has classes;
             - `"context"` (B, S, D) and `"context_mask"` (B, S), where it has a context;
-            - `"noise"` (as the latents) and `"t"` (B,), to inject what is otherwise drawn.
+            - `"noise"` (as the latents) and `"t"` (B,), to inject what is otherwise drawn;
+            - `"sample_weight"` (B,), the weight of each example's loss, as the argument of `fit` and `evaluate`.
             Other keys are ignored.
         training: the moving average learns, and conditions are dropped, in training only.
 
@@ -91,8 +106,13 @@ class LatentDiffusion(keras.Model):
                 raise TypeError(
                     f"`tokenizer` must have a method `{name}`, or be None. Received: tokenizer={tokenizer!r}"
                 )
-        if not isinstance(transformer, keras.layers.Layer):
-            raise TypeError(f"`transformer` must be a Keras layer or model. Received: transformer={transformer!r}")
+        for name, value, kind in [
+            ("tokenizer", tokenizer, keras.layers.Layer),
+            ("transformer", transformer, keras.layers.Layer),
+            ("process", process, DiffusionProcess),
+        ]:
+            if not isinstance(value, kind) and (value is not None or name == "transformer"):
+                raise TypeError(f"`{name}` must be a {kind.__name__} (a Keras layer). Received: {name}={value!r}")
         if not 0 <= label_dropout <= 1:
             raise ValueError(f"`label_dropout` must be a probability. Received: label_dropout={label_dropout}")
         if ema_decay is not None and not 0 <= ema_decay < 1:
@@ -125,6 +145,8 @@ class LatentDiffusion(keras.Model):
     # === Training ===
 
     def build(self, input_shape):
+        if self.built:
+            return
         shapes = input_shape if isinstance(input_shape, dict) else {self.modality: input_shape}
         if "latents" in shapes:
             self.latent_shape = tuple(shapes["latents"][1:])
@@ -138,17 +160,10 @@ class LatentDiffusion(keras.Model):
             self.latent_shape = tuple(self.tokenizer.compute_latent_shape(shapes[self.modality])[1:])
         if self.tokenizer is not None:
             _freeze(self.tokenizer)
-        network_shapes = {"x": (None, *self.latent_shape), "t": (None,)}
-        network_shapes.update({key: tuple(shapes[key]) for key in CONDITIONS if key in shapes})
-        if self.num_classes:
-            network_shapes["label"] = (None,)
-        if not self.transformer.built:
-            self.transformer.build(network_shapes)
+        self.transformer(self._symbolic_inputs(shapes))
         if self.ema_transformer is not None:
-            self.ema_transformer.build(network_shapes)
+            self.ema_transformer(self._symbolic_inputs(shapes))
             _freeze(self.ema_transformer)
-            for average, weight in zip(self.ema_transformer.weights, self.transformer.weights):
-                average.assign(weight)
             self.ema_steps = self.add_weight(
                 shape=(),
                 initializer="zeros",
@@ -157,7 +172,38 @@ class LatentDiffusion(keras.Model):
                 aggregation="mean",
                 name="ema_steps",
             )
+            self.reset_average()
         super().build(input_shape)
+
+    def _symbolic_inputs(self, shapes):
+        """What the transformer is called with, as symbols: a call builds any layer, whether it defines `build` or not."""
+        network_shapes = {"x": (None, *self.latent_shape), "t": (None,)}
+        if self.num_classes:
+            network_shapes["label"] = (None,)
+        if self._reads_context and "context" in shapes:
+            network_shapes["context"] = (None, *shapes["context"][1:])
+            network_shapes["context_mask"] = network_shapes["context"][:-1]
+        return {key: keras.KerasTensor(shape, DTYPES.get(key, "float32")) for key, shape in network_shapes.items()}
+
+    def reset_average(self):
+        """Start the moving average anew from the transformer's present weights: after they were set by hand.
+
+        Raises:
+            ValueError: if the model is not built, or the average has other weights than the transformer.
+        """
+        if not self.built and self.latent_shape is None:
+            raise ValueError("The model must be built before its average can be reset: call it on a batch")
+        if self.ema_transformer is None:
+            return
+        shapes = [[tuple(w.shape) for w in net.weights] for net in (self.ema_transformer, self.transformer)]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                "`transformer` must be rebuilt by its `get_config` with the same weights, for its moving average; or set "
+                f"`ema_decay=None`. Received: {len(shapes[1])} weights, rebuilt with {len(shapes[0])}"
+            )
+        for average, weight in zip(self.ema_transformer.weights, self.transformer.weights, strict=True):
+            average.assign(weight)
+        self.ema_steps.assign(0.0)
 
     def call(self, inputs, training=None):
         inputs = inputs if isinstance(inputs, dict) else {self.modality: inputs}
@@ -172,19 +218,63 @@ class LatentDiffusion(keras.Model):
         clean, _ = self.process.denoised(x_t, prediction, t)
         return {"loss": self.process.loss(prediction, x0, noise, t), "denoised": clean}
 
+    def compile(self, optimizer="adamw", **kwargs):
+        """Configure training; the arguments are those of `keras.Model.compile`.
+
+        Args:
+            optimizer: name or `keras.optimizers.Optimizer`. Defaults to `"adamw"`.
+            **kwargs: further arguments, but for a loss and metrics: the process gives the loss, and there are no targets.
+
+        Raises:
+            ValueError: for a loss or metrics.
+        """
+        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if kwargs.get(name) is not None:
+                raise ValueError(
+                    f"`{name}` must be None: the diffusion process gives the loss. Received: {kwargs[name]!r}"
+                )
+        super().compile(optimizer=optimizer, **kwargs)
+
+    # Keras drops sample weights silently where there is no `y`.
+
+    def fit(self, x=None, y=None, *args, sample_weight=None, validation_data=None, **kwargs):
+        if isinstance(validation_data, (tuple, list)):
+            validation_data = self._with_weights(*validation_data)
+        x = self._with_weights(x, None, sample_weight)
+        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
+        self._check_average()
+        return super().evaluate(self._with_weights(x, None, sample_weight), y, *args, **kwargs)
+
+    def _with_weights(self, x, y=None, sample_weight=None):
+        if y is not None:
+            raise ValueError(TARGETS.format(type(y).__name__))
+        if sample_weight is None:
+            return x
+        return {**(x if isinstance(x, dict) else {self.modality: x}), "sample_weight": np.asarray(sample_weight)}
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if y is not None:
-            raise ValueError(
-                "A diffusion model has no targets `y`: labels belong to the inputs, as "
-                f'`fit({{"image": images, "label": labels}})`. Received: y of type {type(y).__name__}'
-            )
+            raise ValueError(TARGETS.format(type(y).__name__))
         loss = y_pred["loss"]
+        if sample_weight is None and isinstance(x, dict):
+            sample_weight = x.get("sample_weight")
         if sample_weight is not None:
             loss = loss * ops.cast(sample_weight, loss.dtype)
         loss = ops.mean(loss)
         for extra in self.losses:
             loss = loss + ops.cast(extra, loss.dtype)
         return loss
+
+    @property
+    def _reads_context(self):
+        return getattr(self.transformer, "context_dim", None) is not None
+
+    def _check_average(self):
+        """An average that has not learned yet is whatever the transformer is now."""
+        if self.built and self.ema_transformer is not None and float(self.ema_steps) == 0:
+            self.reset_average()
 
     @property
     def _network(self):
@@ -198,9 +288,7 @@ class LatentDiffusion(keras.Model):
                 f'The data must have a key "{self.modality}" or "latents". Received: keys {sorted(inputs)}'
             )
         x = inputs[self.modality]
-        if self.tokenizer is not None:
-            x = self.tokenizer.encode_latents(x)
-        return ops.cast(x, "float32")
+        return check_float(x) if self.tokenizer is None else ops.cast(self.tokenizer.encode_latents(x), "float32")
 
     def _conditions(self, inputs):
         """What of the inputs conditions the transformer."""
@@ -211,10 +299,12 @@ class LatentDiffusion(keras.Model):
             raise ValueError(
                 f'The data must have a key "label", for the transformer has classes. Received: keys {sorted(inputs)}'
             )
-        if getattr(self.transformer, "context_dim", None) is None:
+        if not self._reads_context:
             conditions.pop("context", None)
             conditions.pop("context_mask", None)
-        elif "context" not in conditions:
+        elif "context" in conditions:
+            conditions.setdefault("context_mask", ops.ones(ops.shape(conditions["context"])[:2], dtype="bool"))
+        else:
             raise ValueError(
                 f'The data must have a key "context", for the transformer reads one. Received: keys {sorted(inputs)}'
             )
@@ -226,10 +316,10 @@ class LatentDiffusion(keras.Model):
         dropped = keras.random.uniform((batch_size,), dtype="float32", seed=self.seed_generator) < self.label_dropout
         null = self._null_conditions(conditions)
         return {
-            key: ops.where(ops.expand_dims(dropped, -1) if key == "context_mask" else dropped, null[key], value)
-            if key != "context"
-            else value
-            for key, value in {**null, **conditions}.items()
+            key: value
+            if key == "context"
+            else ops.where(ops.expand_dims(dropped, -1) if key == "context_mask" else dropped, null[key], value)
+            for key, value in conditions.items()
         }
 
     def _null_conditions(self, conditions):
@@ -248,7 +338,7 @@ class LatentDiffusion(keras.Model):
             return
         n = self.ema_steps.value
         decay = ops.minimum(self.ema_decay, n / (n + 9.0))
-        for average, weight in zip(self.ema_transformer.weights, self.transformer.weights):
+        for average, weight in zip(self.ema_transformer.weights, self.transformer.weights, strict=True):
             average.assign(average + (1 - decay) * (weight - average))
         self.ema_steps.assign(n + 1.0)
 
@@ -285,11 +375,12 @@ class LatentDiffusion(keras.Model):
             guidance_rescale: share of the rescaling against over-saturation, 0 to 1. Defaults to 0.
             context, context_mask: context sequences (B, S, D), and which of their positions count (B, S).
             seed: integer. The same seed gives the same examples, whatever was drawn before. Defaults to `None`, a random one.
-            batch_size: at most so many at a time. Defaults to 256.
+            batch_size: at most so many at a time. Changes nothing but speed and memory. Defaults to 256.
             return_trajectory: return also how the examples came to be. Defaults to `False`.
             jit_compile: compile the steps by XLA. `"auto"` does so where the model was compiled with `jit_compile=True`.
             verbose: 0 is silent, 1 shows a progress bar, 2 a line at the end. `"auto"` is 1.
-            **sampler_options: options of the sampler's step, such as `eta` for `"ddim"`.
+            **sampler_options: options of the sampler's step, such as `eta` for `"ddim"`, and `clip`, the range (low, high) of the
+                clean estimate, which without a tokenizer is (-1, 1).
 
         Returns:
             float32 NumPy array of examples in [-1, 1], (B, H, W, C) for images. With `return_trajectory`, a tuple of it and
@@ -298,6 +389,13 @@ class LatentDiffusion(keras.Model):
 
         Raises:
             ValueError: if the model was never built, a name is unknown, or labels are out of range.
+            TypeError: if the sampler has no such option.
+
+        Example:
+
+        ```python
+        images = model.generate(labels=[3, 3, 7], num_steps=20, guidance_scale=2.0, seed=0)  # (3, 28, 28, 1)
+        ```
         """
         if self.latent_shape is None:
             raise ValueError(
@@ -308,10 +406,18 @@ class LatentDiffusion(keras.Model):
             raise ValueError(
                 f"Guidance needs labels or a context to guide to. Received: guidance_scale={guidance_scale}"
             )
+        for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+        num_steps = int(num_steps)
+        self._check_average()
         times = self.process.times(num_steps)
         seed = random.randrange(2**30) if seed is None else int(seed)
         if self.tokenizer is None:
             sampler_options.setdefault("clip", (-1.0, 1.0))
+        sampler_options = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in sampler_options.items()
+        }
         if jit_compile == "auto":
             jit_compile = self.compiled and self.jit_compile is True
         run = self._sampler(
@@ -326,15 +432,15 @@ class LatentDiffusion(keras.Model):
         size = min(batch_size, count)
         verbose = 1 if verbose == "auto" else int(verbose)
         bar = keras.utils.Progbar(num_steps * math.ceil(count / size), verbose=verbose, unit_name="step")
-        # Noise for all at once: an example does not depend on the size of the batches.
+        # The noise of an example does not depend on the size of the batches.
         noise = ops.convert_to_numpy(keras.random.normal((count, *self.latent_shape), seed=seed))
         results, noisy, clean = [], [], []
-        for b, begin in enumerate(range(0, count, size)):
+        for begin in range(0, count, size):
             rows = np.minimum(
                 np.arange(begin, begin + size), count - 1
             )  # the last batch is padded: one program for all
             batch = {key: value[rows] for key, value in conditions.items()}
-            states = run(self._network, noise[rows], batch, times, guidance_scale, seed + b, chunk, bar)
+            states = run(self._network, noise[rows], batch, times, guidance_scale, seed, begin, chunk, bar)
             keep = min(size, count - begin)
             results.append(self._decode(states[-1][0])[:keep])
             if return_trajectory:

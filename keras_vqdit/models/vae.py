@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from keras_vqdit.checks import positive_integer
 from keras_vqdit.models import backbones
 from keras_vqdit.models.autoencoder import Autoencoder
 
@@ -83,12 +84,9 @@ class VAE(Autoencoder):
     # Outside of this range the variance is 0 or overflows; as in the official latent diffusion.
     log_variance_range = (-30.0, 20.0)
 
-    def __init__(
-        self, encoder, decoder, latent_dim, *, kl_weight=1e-3, modality="image", seed=None, **kwargs
-    ):
+    def __init__(self, encoder, decoder, latent_dim, *, kl_weight=1e-3, modality="image", seed=None, **kwargs):
         super().__init__(encoder, decoder, modality=modality, **kwargs)
-        if isinstance(latent_dim, bool) or not isinstance(latent_dim, int) or latent_dim < 1:
-            raise ValueError(f"`latent_dim` must be a positive integer. Received: latent_dim={latent_dim}")
+        latent_dim = positive_integer("latent_dim", latent_dim)
         if kl_weight < 0:
             raise ValueError(f"`kl_weight` must not be negative. Received: kl_weight={kl_weight}")
         self.latent_dim, self.kl_weight, self.seed = latent_dim, kl_weight, seed
@@ -96,28 +94,31 @@ class VAE(Autoencoder):
         self.build_if_known()
 
     @classmethod
-    def from_size(cls, name, *, kl_weight=1e-3, modality="image", seed=None, dtype=None, **overrides):
+    def from_size(cls, name, *, latent_dim=None, kl_weight=1e-3, modality="image", seed=None, dtype=None, **overrides):
         """A model of a size by name.
 
         Args:
-            name: `"digits"`: 28 x 28 x 1 to 7 x 7 latents of 8 channels.
+            name: `"digits"`: 28 x 28 x 1 to 7 x 7 latents of 4 channels.
+            latent_dim: channels of the latents. Defaults to the size's.
             kl_weight, modality, seed, dtype: as in the constructor.
-            **overrides: of the size: `input_shape`, `latent_dim`, and the arguments of `build_encoder`.
+            **overrides: of the size: `input_shape`, and the arguments of `build_encoder`.
 
         Returns:
             A new `VAE`, built.
 
         Raises:
             ValueError: if there is no such size.
+            TypeError: for options that are none of `build_encoder`.
 
         Example:
         >>> VAE.from_size("digits", latent_dim=4).latent_shape
         (7, 7, 4)
         """
-        options = backbones.size(name, **overrides)
-        shape, channels = options.pop("input_shape"), options.pop("embedding_dim")
-        channels = options.pop("latent_dim", channels)
-        options.pop("num_embeddings")
+        options = backbones.size(name)
+        channels, _ = options.pop("embedding_dim"), options.pop("num_embeddings")  # a VAE has no codes
+        channels = channels if latent_dim is None else latent_dim
+        options |= overrides
+        shape = options.pop("input_shape")
         encoder = backbones.build_encoder(shape, 2 * channels, dtype=dtype, **options)
         decoder = backbones.build_decoder(shape, channels, dtype=dtype, **options)
         return cls(encoder, decoder, channels, kl_weight=kl_weight, modality=modality, seed=seed, dtype=dtype)
@@ -193,9 +194,7 @@ class VAE(Autoencoder):
             ValueError: if the model has not been built, by training or a call.
         """
         if not self.built:
-            raise ValueError(
-                "The shape of the latents is not known before the model is built. Call it on data first."
-            )
+            raise ValueError("The shape of the latents is not known before the model is built. Call it on data first.")
         z = keras.random.normal((num_samples, *self.latent_shape), dtype="float32", seed=seed)
         return self.decode(z)
 

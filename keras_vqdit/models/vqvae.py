@@ -67,11 +67,10 @@ class VQVAE(Autoencoder):
         - Razavi et al., [Generating Diverse High-Fidelity Images with VQ-VAE-2](https://arxiv.org/abs/1906.00446)
     """
 
+    parts = (*Autoencoder.parts, "quantizer")
     penalty_name = "quantization_loss"
 
-    def __init__(
-        self, encoder, decoder, num_embeddings, embedding_dim, *, quantizer=None, modality="image", **kwargs
-    ):
+    def __init__(self, encoder, decoder, num_embeddings, embedding_dim, *, quantizer=None, modality="image", **kwargs):
         super().__init__(encoder, decoder, modality=modality, **kwargs)
         if quantizer is None:
             quantizer = VectorQuantizer(num_embeddings, embedding_dim, dtype=self.dtype_policy)
@@ -104,7 +103,7 @@ class VQVAE(Autoencoder):
 
         Example:
         >>> VQVAE.from_size("digits", num_embeddings=256).latent_shape
-        (7, 7, 8)
+        (7, 7, 4)
         """
         options = backbones.size(name, **overrides)
         shape, codes = options.pop("input_shape"), options.pop("num_embeddings")

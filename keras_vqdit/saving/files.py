@@ -11,8 +11,26 @@ import keras
 
 @contextlib.contextmanager
 def atomic_path(path):
-    """A temporary path in the folder of `path`, which replaces `path` when the block ends well."""
-    path = Path(path)
+    """A temporary path in the folder of `path`, which replaces `path` when the block ends well.
+
+    A link stays a link, and an old file's permissions those of the new one.
+
+    Args:
+        path: where the file shall be. Folders are made.
+
+    Raises:
+        IsADirectoryError: if `path` is a folder.
+
+    Example:
+
+    ```python
+    with atomic_path("digits.npz") as temporary:
+        np.savez(temporary, images=images)
+    ```
+    """
+    path = Path(path).resolve()
+    if path.is_dir():
+        raise IsADirectoryError(f"`path` must be a file, but is a folder. Received: path={path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
     os.close(handle)
@@ -20,13 +38,31 @@ def atomic_path(path):
         yield Path(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes a private file; give it the permissions that any new file has.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
+        # mkstemp makes a private file; give it the permissions of the old one, or those that any new file has.
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def _umask():
+    mask = os.umask(0o077)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
+
+
+def check_writable(path):
+    """Raise the error that writing to `path` will raise, before the work and not after it.
+
+    Raises:
+        OSError: if the folder can not be made or written to, or `path` is one.
+    """
+    with contextlib.suppress(_NotReplaced), atomic_path(path):
+        raise _NotReplaced
+
+
+class _NotReplaced(Exception):
+    """Ends the block of `atomic_path` without a new file."""
 
 
 def save_model(model, path):
@@ -45,12 +81,16 @@ def save_model(model, path):
         model.save(temporary, overwrite=True)
 
 
-def load_model(path, expected=None):
+def load_model(path, expected=None, *, custom_objects=None):
     """Load a `.keras` file.
 
     Args:
         path: the file.
         expected: a class, or a tuple of them, that the model must be of. Defaults to `None`, any.
+        custom_objects: as in `keras.saving.load_model`.
+
+    Returns:
+        The model.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -60,7 +100,7 @@ def load_model(path, expected=None):
     if not path.is_file():
         raise FileNotFoundError(f"There is no model at {path}")
     try:
-        model = keras.saving.load_model(path)
+        model = keras.saving.load_model(path, custom_objects=custom_objects)
     except Exception as error:
         raise ValueError(f"{path} can not be loaded as a Keras model: {error}") from error
     if expected is not None and not isinstance(model, expected):

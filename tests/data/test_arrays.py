@@ -190,9 +190,7 @@ def test_npz_as_keras_writes_mnist(tmp_path):
 
 @pytest.mark.parametrize("keys", [("image", "label"), ("images", "labels")])
 def test_npz_with_images_and_labels(tmp_path, keys):
-    np.savez(
-        tmp_path / "m.npz", **dict(zip(keys, (RAMP, np.arange(16)), strict=True)), unrelated=np.array(["x"])
-    )
+    np.savez(tmp_path / "m.npz", **dict(zip(keys, (RAMP, np.arange(16)), strict=True)), unrelated=np.array(["x"]))
     train, test = data.load(str(tmp_path / "m.npz"), test_fraction=0.25)
     assert (train.info.size, test.info.size) == (12, 4)
 

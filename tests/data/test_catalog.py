@@ -32,9 +32,7 @@ def test_mnist(mnist):
     assert batch["image"].dtype == np.float32 and batch["label"].dtype == np.int32
     assert batch["image"].min() == -1.0 and batch["image"].max() == 1.0
     # The published test set: how many of each digit there are.
-    np.testing.assert_array_equal(
-        np.bincount(batch["label"]), [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
-    )
+    np.testing.assert_array_equal(np.bincount(batch["label"]), [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009])
 
 
 def test_training_batches_are_served_faster_than_any_model_takes_them(mnist):

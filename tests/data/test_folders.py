@@ -42,9 +42,7 @@ def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path):
         for i in range(4):
             write(tmp_path / name / f"{i}.png", 50 * k + i)
     info, loaded = load_all(tmp_path, test_fraction=0.25)
-    assert (
-        info.class_names == ("ant", "cow", "zebra") and info.num_classes == 3 and info.name == tmp_path.name
-    )
+    assert info.class_names == ("ant", "cow", "zebra") and info.num_classes == 3 and info.name == tmp_path.name
     assert loaded["image"].dtype == np.float32 and loaded["label"].dtype == np.int32
     expected = {0: 2, 50: 0, 100: 1}  # grey of the first file → label
     for grey, label in zip(greys(loaded["image"]), loaded["label"], strict=True):

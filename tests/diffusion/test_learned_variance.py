@@ -97,7 +97,10 @@ def test_loss_is_mse_plus_bound(schedule, prediction):
     np.testing.assert_allclose(bound, expected_bound(process, mean_prediction, v), rtol=2e-3, atol=2e-5)
     error = ((mean_prediction - target) ** 2).mean((1, 2))
     np.testing.assert_allclose(
-        process.loss(output, X0, NOISE, T) - bound, np.asarray(process.weight(T)) * error, rtol=1e-3, atol=1e-5
+        process.loss(output, X0, NOISE, T) - process.num_timesteps / 1000 * bound,
+        np.asarray(process.weight(T)) * error,
+        rtol=1e-3,
+        atol=1e-5,
     )
 
 

@@ -50,6 +50,15 @@ def test_noise_of_an_example_does_not_depend_on_the_batch():
     np.testing.assert_allclose(few, many[:3], atol=1e-6)  # the last bit may differ: vectorised code ends elsewhere
 
 
+@pytest.mark.parametrize("shape", [(8, 5, 7), (8, 3, 4), (8,)])
+@pytest.mark.parametrize("first", [0, 2, 3])
+def test_a_part_of_a_batch_gets_the_noise_of_the_whole(shape, first):
+    whole = standard_normal(shape, (9, 4))
+    for start in (first, tf.constant(first)):
+        part = standard_normal((5, *shape[1:]), (9, 4, start))
+        np.testing.assert_allclose(part, whole[first : first + 5], atol=1e-6)
+
+
 def test_same_numbers_eagerly_and_compiled_and_of_any_kind_of_seed():
     expected = standard_normal((4, 33), (7, 0))
     for seed in (7, tf.constant(7), tf.constant(7, tf.int64), tf.constant([7, 0]), keras.random.SeedGenerator(7)):

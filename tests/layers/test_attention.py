@@ -139,6 +139,7 @@ def test_mask_of_padding_comes_by_itself_from_an_embedding():
     keys = embedding(tokens)
     expected = cross(query, numpy(keys), numpy(keys), mask=tokens != 0)
     np.testing.assert_allclose(numpy(cross([ops.convert_to_tensor(query), keys, keys])), numpy(expected), atol=1e-6)
+    np.testing.assert_allclose(numpy(cross(ops.convert_to_tensor(query), keys)), numpy(expected), atol=1e-6)
 
 
 @pytest.mark.filterwarnings("error::UserWarning")

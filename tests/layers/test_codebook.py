@@ -23,9 +23,7 @@ def test_unit_vectors_and_a_zero_that_stays():
 
 def test_statistics_count_and_add_what_counts():
     z = np.arange(12.0).reshape(6, 2)
-    counts, sums = arrays(
-        code_statistics(array(z), ops.array([2, 0, 2, 2, 0, 1]), array([1, 1, 1, 0, 1, 0]), 4)
-    )
+    counts, sums = arrays(code_statistics(array(z), ops.array([2, 0, 2, 2, 0, 1]), array([1, 1, 1, 0, 1, 0]), 4))
     np.testing.assert_array_equal(counts, [2, 0, 2, 0])
     np.testing.assert_array_equal(sums, [z[1] + z[4], [0, 0], z[0] + z[2], [0, 0]])
 
@@ -36,9 +34,7 @@ def test_the_moving_codebook_is_smoothed():
         smoothed = (count + epsilon) / (count.sum() + 3 * epsilon) * count.sum()
         codes = moving_codebook(array(count), array(total), epsilon)
         np.testing.assert_allclose(codes, total / smoothed[:, None], rtol=1e-6)
-    np.testing.assert_array_equal(
-        moving_codebook(array([0.0, 0.0]), array(np.zeros((2, 3))), 1e-5), np.zeros((2, 3))
-    )
+    np.testing.assert_array_equal(moving_codebook(array([0.0, 0.0]), array(np.zeros((2, 3))), 1e-5), np.zeros((2, 3)))
 
 
 # === K-means ===
@@ -67,9 +63,7 @@ def test_ten_rounds_of_kmeans(masked, spherical):
         z, starts = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (z, starts))
     starts[7] = [50.0, 0.0, 0.0, 0.0]  # nearest to nothing
     expected, counts = numpy_kmeans(z, weights, starts, 10, spherical)
-    assert not np.allclose(
-        expected, numpy_kmeans(z, weights, starts, 9, spherical)[0]
-    )  # the number of rounds matters
+    assert not np.allclose(expected, numpy_kmeans(z, weights, starts, 9, spherical)[0])  # the number of rounds matters
     found, found_counts = arrays(kmeans(array(z), array(weights), array(starts), spherical=spherical))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     np.testing.assert_array_equal(found_counts, counts)
@@ -119,9 +113,7 @@ def test_the_first_codes_are_served_where_vectors_are_few(num_vectors):
 
 
 def test_nothing_is_granted_where_nothing_counts():
-    _, granted = draw_vectors(
-        array(np.ones((4, 2))), array(np.zeros(4)), ops.ones(3, "bool"), array(np.full(4, 0.5))
-    )
+    _, granted = draw_vectors(array(np.ones((4, 2))), array(np.zeros(4)), ops.ones(3, "bool"), array(np.full(4, 0.5)))
     assert not np.any(granted)
 
 

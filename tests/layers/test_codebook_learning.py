@@ -108,9 +108,7 @@ def test_nothing_is_learned_when_nothing_should_be(how, codebook):
 @pytest.mark.parametrize("codebook", ["ema", "gradient"])
 @pytest.mark.parametrize("distance", ["euclidean", "cosine"])
 def test_the_codes_start_at_kmeans_of_the_first_batch(distance, codebook, jit_compile):
-    vq = VectorQuantizer(
-        8, 3, codebook=codebook, distance=distance, decay=STILL, restart_threshold=None, seed=2
-    )
+    vq = VectorQuantizer(8, 3, codebook=codebook, distance=distance, decay=STILL, restart_threshold=None, seed=2)
     z = normal(4, 100, 3) + 2.0
     mask = np.random.default_rng(1).random((4, 100)) < 0.7
     z[~mask] = 1e6

@@ -48,9 +48,7 @@ def test_straight_through_hands_the_gradient_on():
 def test_rotation_turns_the_gradient_back():
     z, q, g = vectors(3), vectors(4), vectors(5)
     matrices = np.stack([rotation(a, b) for a, b in zip(z, q)])
-    np.testing.assert_allclose(
-        np.einsum("nij,nj->ni", matrices, z), q, rtol=1e-5
-    )  # the oracle itself: λRz = q
+    np.testing.assert_allclose(np.einsum("nij,nj->ni", matrices, z), q, rtol=1e-5)  # the oracle itself: λRz = q
     _, gradient, _ = value_and_gradients(rotation_trick, z, q, g)
     np.testing.assert_allclose(gradient, np.einsum("nji,nj->ni", matrices, g), rtol=1e-4, atol=1e-4)
 

@@ -66,9 +66,21 @@ def test_symbolic_shapes():
     [
         ((2, 9, 8, 3), 2, r"must be a multiple of `patch_size`, \(2, 2\). Received: shape=\(2, 9, 8, 3\)"),
         ((2, 8, 8, 3), (2, 3), r"must be a multiple of `patch_size`, \(2, 3\)"),
-        ((2, 8, 8, 3), (2, 2, 2), r"`patch_size` must be a positive integer, or 2 of them. Received: .*\(2, 2, 2\)"),
-        ((2, 8, 8, 3), 0, "`patch_size` must be a positive integer, or 2 of them. Received: patch_size=0"),
-        ((2, 8, 8, 3), 2.0, "`patch_size` must be a positive integer, or 2 of them. Received: patch_size=2.0"),
+        (
+            (2, 8, 8, 3),
+            (2, 2, 2),
+            r"`patch_size` must be a positive integer or 2 of them, one a spatial dimension. Received: .*\(2, 2, 2\)",
+        ),
+        (
+            (2, 8, 8, 3),
+            0,
+            "`patch_size` must be a positive integer or 2 of them, one a spatial dimension. Received: patch_size=0",
+        ),
+        (
+            (2, 8, 8, 3),
+            2.0,
+            "`patch_size` must be a positive integer or 2 of them, one a spatial dimension. Received: patch_size=2.0",
+        ),
         ((2, 3), 1, r"with 1, 2 or 3 spatial dimensions. Received: shape=\(2, 3\)"),
         ((2, 2, 2, 2, 2, 3), 1, "with 1, 2 or 3 spatial dimensions"),
         ((None, None, 8, 3), 2, "must be a multiple of `patch_size`"),

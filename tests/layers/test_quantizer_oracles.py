@@ -56,12 +56,8 @@ def test_five_training_steps(oracle, distance, masked):
         _, loss = vq(z, mask=mask, training=True)
         # Theirs is one mean over all that counts; ours one over each example.
         weights = mask.sum(axis=-1) if masked else np.ones(len(z))
-        if not (
-            masked and distance == "cosine"
-        ):  # theirs then compares with the vector before its normalisation
-            np.testing.assert_allclose(
-                np.average(numpy(loss), weights=weights), expected[f"loss{i}"], rtol=1e-5
-            )
+        if not (masked and distance == "cosine"):  # theirs then compares with the vector before its normalisation
+            np.testing.assert_allclose(np.average(numpy(loss), weights=weights), expected[f"loss{i}"], rtol=1e-5)
         np.testing.assert_allclose(numpy(vq.count), expected[f"count{i}"], rtol=1e-5)
         np.testing.assert_allclose(numpy(vq.total), expected[f"total{i}"], rtol=1e-4, atol=1e-6)
         np.testing.assert_allclose(numpy(vq.codebook), expected[f"codebook{i}"], rtol=1e-4, atol=1e-5)

@@ -176,7 +176,7 @@ def test_symbolic_shape_and_dtype():
         ((12, 5, 8), {}, "`num_heads` must divide `d_model`. Received: num_heads=5, d_model=12"),
         ((12, 3, 0), {}, "`dff` must be a positive integer. Received: dff=0"),
         ((12, 3, 8, 1.0), {}, "`rate` must be at least 0 and less than 1. Received: rate=1.0"),
-        ((12, 3, 8), {"conditioning": "film"}, "`conditioning` must be None or 'adaln_zero'. Received: .*'film'"),
+        ((12, 3, 8), {"conditioning": "film"}, "`conditioning` must be one of None, 'adaln_zero'. Received: .*'film'"),
     ],
 )
 def test_impossible_arguments(arguments, options, message):
@@ -203,3 +203,15 @@ def test_conditions_that_are_missing_or_of_no_use(options, inputs, message):
 def test_a_sequence_of_another_width():
     with pytest.raises(ValueError, match=r"`x` must be of shape \(B, T, d_model=12\). Received: shape=\(2, 5, 8\)"):
         TransformerBlock(WIDTH, HEADS, DFF)(normal(2, 5, 8))
+
+
+@pytest.mark.parametrize("options", [PLAIN, ADALN])
+def test_mask_of_padding_comes_by_itself_from_an_embedding(options):
+    tokens = np.array([[3, 4, 5, 0, 0], [1, 2, 0, 0, 0]])
+    x = keras.layers.Embedding(10, WIDTH, mask_zero=True)(tokens)
+    layer = make(**options)
+    randomize(layer)
+    inputs = {key: ops.convert_to_tensor(value) for key, value in inputs_of(options).items()}
+    expected = layer(numpy(x), mask=tokens != 0, **inputs)
+    np.testing.assert_allclose(numpy(layer(x, **inputs)), numpy(expected), atol=1e-6)
+    assert not np.allclose(numpy(layer(numpy(x), **inputs)), numpy(expected), atol=1e-3)

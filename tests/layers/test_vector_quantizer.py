@@ -188,9 +188,7 @@ def test_the_output_hands_its_gradient_to_the_vectors_only(codebook, gradient):
         np.testing.assert_array_equal(z_gradient, g)
     else:  # the rotation: only lengths here, the directions in test_gradient_estimators.py
         ratio = np.linalg.norm(q, axis=-1) / np.linalg.norm(z, axis=-1)
-        np.testing.assert_allclose(
-            np.linalg.norm(z_gradient, axis=-1), ratio * np.linalg.norm(g, axis=-1), rtol=1e-4
-        )
+        np.testing.assert_allclose(np.linalg.norm(z_gradient, axis=-1), ratio * np.linalg.norm(g, axis=-1), rtol=1e-4)
 
 
 # === Masks ===
@@ -280,7 +278,7 @@ def test_the_codebook_can_be_used_before_the_first_call():
         ),
         (
             {"num_embeddings": 2.5},
-            TypeError,
+            ValueError,
             "`num_embeddings` must be a positive integer. Received: num_embeddings=2.5",
         ),
         (
@@ -291,17 +289,17 @@ def test_the_codebook_can_be_used_before_the_first_call():
         (
             {"codebook": "emma"},
             ValueError,
-            '`codebook` must be "ema" or "gradient". Received: codebook=\'emma\'',
+            "`codebook` must be one of 'ema', 'gradient'. Received: codebook='emma'",
         ),
         (
             {"gradient": "ste"},
             ValueError,
-            '`gradient` must be "straight_through" or "rotation". Received: gradient=\'ste\'',
+            "`gradient` must be one of 'straight_through', 'rotation'. Received: gradient='ste'",
         ),
         (
             {"distance": "l2"},
             ValueError,
-            '`distance` must be "euclidean" or "cosine". Received: distance=\'l2\'',
+            "`distance` must be one of 'euclidean', 'cosine'. Received: distance='l2'",
         ),
         (
             {"commitment_cost": -0.1},

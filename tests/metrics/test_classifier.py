@@ -40,15 +40,9 @@ def test_warp_between_pixels_is_bilinear():
 
 def test_warp_turns_about_the_middle():
     square = IMAGES[:, :, :7]
-    quarter = np.tile(
-        np.array([[0, 1], [-1, 0]], "float32"), (3, 1, 1)
-    )  # output (y, x) looks at input (x, −y)
-    np.testing.assert_allclose(
-        np.asarray(warp(square, quarter, shifts(0, 0))), np.rot90(square, 1, (1, 2)), atol=1e-5
-    )
-    np.testing.assert_allclose(
-        np.asarray(warp(IMAGES, -IDENTITY, shifts(0, 0))), IMAGES[:, ::-1, ::-1], atol=1e-5
-    )
+    quarter = np.tile(np.array([[0, 1], [-1, 0]], "float32"), (3, 1, 1))  # output (y, x) looks at input (x, −y)
+    np.testing.assert_allclose(np.asarray(warp(square, quarter, shifts(0, 0))), np.rot90(square, 1, (1, 2)), atol=1e-5)
+    np.testing.assert_allclose(np.asarray(warp(IMAGES, -IDENTITY, shifts(0, 0))), IMAGES[:, ::-1, ::-1], atol=1e-5)
 
 
 def test_every_image_is_warped_its_own_way():
@@ -61,22 +55,16 @@ def test_random_affine_stays_within_its_limits():
     # On images of their own coordinates the output reads where each pixel came from.
     y, x = np.meshgrid(np.arange(21.0), np.arange(21.0), indexing="ij")
     places = np.tile(np.stack([y, x], -1).astype("float32"), (200, 1, 1, 1))
-    only_shift = np.asarray(
-        RandomAffine(rotation=0, stretch=0, shear=0, shift=2, seed=1)(places, training=True)
-    )
+    only_shift = np.asarray(RandomAffine(rotation=0, stretch=0, shear=0, shift=2, seed=1)(places, training=True))
     moves = only_shift[:, 10, 10] - 10
     assert np.abs(moves).max() <= 2.0 and np.abs(moves).max(axis=0).min() > 1.8
-    only_turn = np.asarray(
-        RandomAffine(rotation=10, stretch=0, shear=0, shift=0, seed=1)(places, training=True)
-    )
+    only_turn = np.asarray(RandomAffine(rotation=10, stretch=0, shear=0, shift=0, seed=1)(places, training=True))
     np.testing.assert_allclose(only_turn[:, 10, 10], 10.0, atol=1e-4)
     arm = only_turn[:, 10, 15] - 10  # what lies five pixels to the right
     np.testing.assert_allclose(np.linalg.norm(arm, axis=-1), 5.0, atol=1e-4)
     angles = np.degrees(np.arctan2(arm[:, 0], arm[:, 1]))
     assert np.abs(angles).max() <= 10.0 + 1e-3 and angles.max() > 8.0 and angles.min() < -8.0
-    stretched = np.asarray(
-        RandomAffine(rotation=0, stretch=0.1, shear=0, shift=0, seed=1)(places, training=True)
-    )
+    stretched = np.asarray(RandomAffine(rotation=0, stretch=0.1, shear=0, shift=0, seed=1)(places, training=True))
     ratios = (stretched[:, 10, 15, 1] - 10) / 5
     assert 0.9 - 1e-4 <= ratios.min() < 0.92 and 1.08 < ratios.max() <= 1.1 + 1e-4
 
@@ -120,9 +108,7 @@ def test_classifier_keeps_the_contract(tmp_path):
     model.save(tmp_path / "judge.keras")
     loaded = keras.saving.load_model(tmp_path / "judge.keras")
     np.testing.assert_allclose(np.asarray(loaded(images)), expected, atol=1e-6)
-    np.testing.assert_array_equal(
-        np.asarray(build_classifier((28, 28, 1), 10, width=4, seed=0)(images)), expected
-    )
+    np.testing.assert_array_equal(np.asarray(build_classifier((28, 28, 1), 10, width=4, seed=0)(images)), expected)
     assert not np.allclose(np.asarray(build_classifier((28, 28, 1), 10, width=4, seed=1)(images)), expected)
 
 

@@ -57,9 +57,7 @@ def test_counts_stay_exact_in_low_precision():
 
 @pytest.mark.parametrize("metric", [CodebookUsage, CodebookPerplexity])
 def test_errors(metric):
-    with pytest.raises(
-        ValueError, match="`num_embeddings` must be a positive integer. Received: num_embeddings=0"
-    ):
+    with pytest.raises(ValueError, match="`num_embeddings` must be a positive integer. Received: num_embeddings=0"):
         metric(0)
     with pytest.raises(
         ValueError, match=r"`counts` must be of shape \(num_embeddings=6,\). Received: counts.shape=\(5,\)"

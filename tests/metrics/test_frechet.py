@@ -47,9 +47,7 @@ def test_covariances_that_do_not_commute():
     expected = np.trace(a) + np.trace(b) - 2.0 * root
     zero = np.zeros(2)
     np.testing.assert_allclose(frechet_distance_of_gaussians(zero, a, zero, b), expected, rtol=1e-12)
-    np.testing.assert_allclose(
-        frechet_distance(exactly(zero, a), exactly(zero, b, seed=2)), expected, rtol=1e-9
-    )
+    np.testing.assert_allclose(frechet_distance(exactly(zero, a), exactly(zero, b, seed=2)), expected, rtol=1e-9)
 
 
 def test_one_dimension_tensors_and_symmetry():
@@ -78,9 +76,7 @@ def naive_kernel_distance(a, b):
 def test_kernel_distance_is_the_unbiased_estimate(chunk_size):
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(10, 4)), rng.normal(1.0, 2.0, size=(7, 4))
-    np.testing.assert_allclose(
-        kernel_distance(a, b, chunk_size=chunk_size), naive_kernel_distance(a, b), rtol=1e-12
-    )
+    np.testing.assert_allclose(kernel_distance(a, b, chunk_size=chunk_size), naive_kernel_distance(a, b), rtol=1e-12)
 
 
 def test_kernel_distance_has_no_bias():

@@ -13,9 +13,7 @@ def images(count=8, seed=0):
 
 
 def encoder(channels, dtype=None):
-    return keras.Sequential(
-        [layers.Input((8, 8, 1)), layers.Conv2D(channels, 4, 4, dtype=dtype)], name="small_encoder"
-    )
+    return keras.Sequential([layers.Input((8, 8, 1)), layers.Conv2D(channels, 4, 4, dtype=dtype)], name="small_encoder")
 
 
 def decoder(channels, dtype=None):

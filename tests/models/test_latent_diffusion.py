@@ -107,8 +107,12 @@ def test_compute_loss_averages_with_sample_weights():
     model.compile("sgd")
     assert model.evaluate(data, verbose=0) == pytest.approx(per_example.mean(), rel=1e-5)
     weights = np.array([1, 0, 0, 0, 2, 0, 0, 1], "float32")
-    loss = model.compute_loss(y_pred=model(data), sample_weight=weights)
-    assert float(loss) == pytest.approx(np.mean(per_example * weights), rel=1e-5)
+    expected = pytest.approx(np.mean(per_example * weights), rel=1e-5)
+    assert float(model.compute_loss(y_pred=model(data), sample_weight=weights)) == expected
+    assert model.evaluate(data, sample_weight=weights, verbose=0) == expected
+    assert model.evaluate({**data, "sample_weight": weights}, verbose=0) == expected
+    history = model.fit(data, sample_weight=0 * weights, validation_data=(data, None, weights), verbose=0).history
+    assert history["loss"] == [0.0] and history["val_loss"] == [expected]
 
 
 @pytest.mark.parametrize("jit_compile", [True, False])
@@ -144,11 +148,65 @@ def test_evaluate_uses_the_average_and_does_not_move_it():
     data = injected()
     model(data)
     randomize(model)
+    model.ema_steps.assign(5.0)  # an average that has learned
     before = model.evaluate(data, verbose=0)
     for weight in model.transformer.weights:
         weight.assign(weight * 0)
     assert model.evaluate(data, verbose=0) == before
-    assert float(model.ema_steps) == 0
+    assert float(model.ema_steps) == 5
+
+
+def test_weights_set_by_hand_reach_the_average():
+    model, data = build(), injected()
+    model(data)
+    model.compile("sgd")
+    before = model.evaluate(data, verbose=0), model.generate([0, 1], num_steps=2, seed=0, verbose=0)
+    rng = np.random.default_rng(3)
+    model.transformer.set_weights([rng.normal(0, 0.2, w.shape) for w in model.transformer.get_weights()])
+    assert model.evaluate(data, verbose=0) != before[0]  # nothing was learned: the average is the transformer
+    assert not np.allclose(model.generate([0, 1], num_steps=2, seed=0, verbose=0), before[1])
+    model.fit(data, verbose=0)
+    model.transformer.set_weights([w * 0 for w in model.transformer.get_weights()])
+    model.reset_average()
+    assert float(model.ema_steps) == 0 and all(np.all(w == 0) for w in model.ema_transformer.get_weights())
+
+
+@keras.saving.register_keras_serializable("tests")
+class PlainNetwork(keras.layers.Layer):
+    """A transformer of a user: no `build`, layers that build themselves when they are called."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dense = keras.layers.Dense(2)
+
+    def call(self, inputs, training=None):
+        return self.dense(inputs["x"]) * (1 - inputs["t"][:, None, None, None])
+
+
+def test_a_network_without_build_trains_and_draws():
+    model = build(network=PlainNetwork())
+    model.compile(keras.optimizers.SGD(0.1))
+    model.fit(batch(), epochs=3, verbose=0)
+    assert len(model.ema_transformer.weights) == len(model.transformer.weights) == 2
+    assert float(model.ema_steps) == 3
+    assert model.generate(num_samples=2, num_steps=2, seed=0, verbose=0).shape == (2, 4, 4, 2)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Growing(PlainNetwork):
+    """Its config forgets an argument."""
+
+    def __init__(self, extra=0, **kwargs):
+        super().__init__(**kwargs)
+        self.extra = [self.add_weight(shape=(), name=f"extra_{i}") for i in range(extra)]
+
+    def get_config(self):
+        return {name: value for name, value in super().get_config().items() if name != "extra"}
+
+
+def test_a_network_that_its_config_does_not_rebuild():
+    with pytest.raises(ValueError, match="must be rebuilt by its `get_config`.*Received: 3 weights, rebuilt with 2"):
+        build(network=Growing(1))(batch())
 
 
 def test_label_dropout_replaces_the_given_share():
@@ -170,6 +228,31 @@ def test_context_is_dropped_by_its_mask():
     assert not np.allclose(model(data)["loss"], model(other)["loss"])
     conditions = model._drop_conditions(model._conditions(data), 8)
     assert not np.any(ops.convert_to_numpy(conditions["context_mask"]))
+
+
+@pytest.mark.parametrize("mask", [None, [[1, 1, 0]] * 8])
+def test_context_trains_the_given_share_of_examples(mask):
+    model = build(network=network(num_classes=3, context_dim=5), label_dropout=0.25)
+    rng = np.random.default_rng(0)
+    data = {**injected(), "context": rng.normal(size=(8, 3, 5)).astype("float32")}
+    if mask:
+        data["context_mask"] = np.array(mask, "bool")
+    model(data)
+    randomize(model)
+    other = {**data, "context": data["context"] + 1}
+    kept = []
+    for _ in range(100):
+        model.seed_generator.state.assign([0, len(kept)])
+        one = ops.convert_to_numpy(model(data, training=True)["loss"])
+        model.seed_generator.state.assign([0, len(kept)])
+        kept.append(~np.isclose(one, ops.convert_to_numpy(model(other, training=True)["loss"]), rtol=1e-5))
+    assert abs(np.mean(kept) - 0.75) < 0.06  # 800 draws: the standard deviation is 0.015
+    conditions = model._conditions(data)
+    dropped = model._drop_conditions(conditions, 8)
+    seen = np.any(ops.convert_to_numpy(dropped["context_mask"]), axis=1)
+    np.testing.assert_array_equal(seen, ops.convert_to_numpy(dropped["label"]) != 3)  # both or none
+    expected = np.array(mask or np.ones((8, 3)), "bool")
+    np.testing.assert_array_equal(ops.convert_to_numpy(dropped["context_mask"]), expected * seen[:, None])
 
 
 # === Drawing ===
@@ -204,11 +287,8 @@ def test_chunks_and_batches_change_nothing(drawn, sampler):
     np.testing.assert_allclose(chunked, whole, atol=1e-5)
     np.testing.assert_allclose(trajectory["noisy"][-1], whole, atol=1e-5)
     assert trajectory["noisy"].shape == (7, 5, 4, 4, 2) and trajectory["clean"].shape == (6, 5, 4, 4, 2)
-    if sampler != "ddpm":  # its noise belongs to the batch
-        parts = drawn.generate(
-            labels, num_steps=6, sampler=sampler, guidance_scale=2.0, seed=3, verbose=0, batch_size=2
-        )
-        np.testing.assert_allclose(parts, whole, atol=1e-5)
+    parts = drawn.generate(labels, num_steps=6, sampler=sampler, guidance_scale=2.0, seed=3, verbose=0, batch_size=2)
+    np.testing.assert_allclose(parts, whole, atol=1e-5)
 
 
 def test_euler_and_guidance_by_hand(drawn):
@@ -327,10 +407,12 @@ def test_learned_variance_draws():
 def test_wrong_arguments():
     with pytest.raises(TypeError, match="`tokenizer` must have a method `encode_latents`"):
         LatentDiffusion(keras.layers.Dense(1), network())
-    with pytest.raises(TypeError, match="`transformer` must be a Keras layer"):
+    with pytest.raises(TypeError, match="`transformer` must be a Layer"):
         LatentDiffusion(None, lambda x: x)
     with pytest.raises(ValueError, match="`label_dropout` must be a probability"):
         build(label_dropout=1.5)
+    with pytest.raises(TypeError, match="`process` must be a DiffusionProcess"):
+        build(process="flow")
     with pytest.raises(ValueError, match="`ema_decay`"):
         build(ema_decay=1.0)
     with pytest.raises(ValueError, match="`learn_variance` must be the same"):
@@ -347,6 +429,13 @@ def test_wrong_data():
     model.compile("sgd")
     with pytest.raises(ValueError, match="labels belong to the inputs"):
         model.fit(batch(), np.zeros(8), verbose=0)
+    with pytest.raises(ValueError, match="labels belong to the inputs"):
+        model.fit(batch(), validation_data=(batch(), np.zeros(8)), verbose=0)
+    for name in ("loss", "metrics"):
+        with pytest.raises(ValueError, match=f"`{name}` must be None: the diffusion process gives the loss"):
+            model.compile("sgd", **{name: "mse"})
+    with pytest.raises(ValueError, match="must be floats.*Received: dtype=uint8"):
+        build()({"image": np.zeros((2, 4, 4, 2), "uint8"), "label": np.zeros(2, "int32")})
 
 
 def test_wrong_drawing(drawn):
@@ -360,12 +449,19 @@ def test_wrong_drawing(drawn):
         ({"num_samples": 0}, "`num_samples` must be a positive integer"),
         ({"labels": [0], "sampler": "magic"}, "`sampler` must be one of 'ddpm'"),
         ({"labels": [0], "num_steps": 0}, "`num_steps` must be a positive integer"),
+        ({"labels": [0], "num_steps": 2.0}, "`num_steps` must be a positive integer"),
+        ({"labels": [0], "batch_size": 0}, "`batch_size` must be a positive integer"),
         ({"num_samples": 1, "guidance_scale": 2.0}, "Guidance needs labels"),
         ({"labels": [0], "guidance_interval": (0.5, 0.1)}, "`interval` must be"),
         ({"labels": [0], "context": np.zeros((1, 2, 3))}, "`context` must be None"),
     ]:
         with pytest.raises(ValueError, match=message):
             drawn.generate(**{"verbose": 0, **arguments})
+    with pytest.raises(
+        TypeError, match=r"Options of the sampler 'dpmpp_2m' are \['clip'\]. Received: \['clip', 'eta'\]"
+    ):
+        drawn.generate([0], eta=0.5, verbose=0)
+    assert drawn.generate([0], num_steps=1, clip=[-0.5, 0.5], verbose=0).max() <= 0.5
 
 
 def test_only_the_transformer_trains():

@@ -27,9 +27,7 @@ def datasets(x):
         "dataset": lambda m: m.fit(
             tf.data.Dataset.from_tensor_slices({"image": x, "label": labels}).batch(4), epochs=3, verbose=0
         ),
-        "dataset of images": lambda m: m.fit(
-            tf.data.Dataset.from_tensor_slices(x).batch(4), epochs=3, verbose=0
-        ),
+        "dataset of images": lambda m: m.fit(tf.data.Dataset.from_tensor_slices(x).batch(4), epochs=3, verbose=0),
     }
 
 
@@ -105,9 +103,7 @@ def test_sample_weight_weighs_both_parts_of_the_loss():
     quantized, error = array(model.decode(model.encode(x))), array(model(x)[1])
     squared = ((quantized - x) ** 2).mean((1, 2, 3))
     for shape in [(8,), (8, 1)]:
-        logs = model.evaluate(
-            x, sample_weight=weight.reshape(shape), batch_size=4, return_dict=True, verbose=0
-        )
+        logs = model.evaluate(x, sample_weight=weight.reshape(shape), batch_size=4, return_dict=True, verbose=0)
         np.testing.assert_allclose(logs["reconstruction_loss"], np.mean(weight * squared), rtol=1e-4)
         np.testing.assert_allclose(logs["quantization_loss"], np.mean(weight * error), rtol=1e-4)
         np.testing.assert_allclose(logs["loss"], np.mean(weight * (squared + error)), rtol=1e-4)

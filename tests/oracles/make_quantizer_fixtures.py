@@ -78,9 +78,7 @@ def make_lookup():
         z, table = random(1, num, dim, seed=9), random(1, codes, dim, seed=10)
         for kind in ("euclidean", "cosine"):
             vq = VectorQuantize(dim, codes, use_cosine_sim=kind == "cosine").eval()
-            vq._codebook.embed.copy_(
-                torch.nn.functional.normalize(table, dim=-1) if kind == "cosine" else table
-            )
+            vq._codebook.embed.copy_(torch.nn.functional.normalize(table, dim=-1) if kind == "cosine" else table)
             with torch.no_grad():
                 out[f"lookup/{name}/{kind}"] = vq(z)[1][0].to(torch.int32)
         out[f"lookup/{name}/z"], out[f"lookup/{name}/codebook"] = z[0], table[0]
@@ -91,8 +89,6 @@ if __name__ == "__main__":
     arrays = {**make_rotation(), **make_lookup(), **make_kmeans()}
     for cosine in (False, True):
         for masked in (False, True):
-            arrays.update(
-                make_steps(f"{'cosine' if cosine else 'euclidean'}/{masked}", cosine=cosine, masked=masked)
-            )
+            arrays.update(make_steps(f"{'cosine' if cosine else 'euclidean'}/{masked}", cosine=cosine, masked=masked))
     arrays = {key: value.numpy() for key, value in arrays.items()}
     np.savez_compressed(FOLDER / "quantizer.npz", **arrays)

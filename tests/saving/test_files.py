@@ -58,3 +58,24 @@ def test_loading_says_what_is_wrong(tmp_path):
         saving.load_model(tmp_path / "model.keras", keras.src.models.functional.Functional)
     with pytest.raises(ValueError, match="must end in '.keras'"):
         saving.save_model(tiny(), tmp_path / "model.h5")
+
+
+def test_a_link_stays_a_link_and_permissions_stay(tmp_path):
+    path = tmp_path / "model.keras"
+    saving.save_model(tiny(1.0), path)
+    path.chmod(0o600)
+    link = tmp_path / "latest.keras"
+    link.symlink_to(path)
+    saving.save_model(tiny(2.0), link)
+    assert link.is_symlink() and path.stat().st_mode & 0o777 == 0o600
+    np.testing.assert_array_equal(saving.load_model(path).get_weights()[0], np.full((2, 1), 2.0))
+
+
+def test_what_can_not_be_written_is_told_before(tmp_path):
+    saving.check_writable(tmp_path / "new" / "model.keras")
+    assert list((tmp_path / "new").iterdir()) == []
+    with pytest.raises(IsADirectoryError, match="must be a file, but is a folder"):
+        saving.check_writable(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        saving.check_writable(tmp_path / "file" / "model.keras")
