@@ -235,6 +235,12 @@ class LatentDiffusion(keras.Model):
                 )
         super().compile(optimizer=optimizer, **kwargs)
 
+    def compile_from_config(self, config):
+        # Keras does this by itself only for models that leave `compile` alone.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
     # Keras drops sample weights silently where there is no `y`.
 
     def fit(self, x=None, y=None, *args, sample_weight=None, validation_data=None, **kwargs):

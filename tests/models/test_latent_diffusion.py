@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from keras_vqdit import recipes
 from keras_vqdit.diffusion import GaussianDiffusion, RectifiedFlow
 from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
 from keras_vqdit.models.latent_diffusion import LatentDiffusion
@@ -370,6 +371,20 @@ def test_saved_model_draws_the_same(tmp_path, drawn):
     np.testing.assert_allclose(
         loaded.generate([0, 1], num_steps=4, guidance_scale=2.0, seed=0, verbose=0), expected, atol=1e-6
     )
+
+
+def test_a_saved_model_trains_on_as_it_would_have(tmp_path, recwarn):
+    model = build()
+    model.compile(recipes.diffusion_optimizer(keras.optimizers.schedules.CosineDecay(1e-3, 8)), jit_compile=False)
+    model.fit(injected(), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert int(loaded.optimizer.iterations) == int(model.optimizer.iterations) > 0
+    for trained in (model, loaded):
+        trained.fit(injected(), shuffle=False, verbose=0)
+    for expected, got in zip(model.weights, loaded.weights, strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-6, err_msg=expected.path)
+    assert not [w for w in recwarn if "compile" in str(w.message)]
 
 
 def test_a_compiled_tokenizer_loads_without_its_optimizer(tmp_path, recwarn):
