@@ -158,12 +158,9 @@ class LatentDiffusion(keras.Model):
             self.latent_shape = tuple(shapes[self.modality][1:])
         else:
             self.latent_shape = tuple(self.tokenizer.compute_latent_shape(shapes[self.modality])[1:])
-        if self.tokenizer is not None:
-            _freeze(self.tokenizer)
         self.transformer(self._symbolic_inputs(shapes))
         if self.ema_transformer is not None:
             self.ema_transformer(self._symbolic_inputs(shapes))
-            _freeze(self.ema_transformer)
             self.ema_steps = self.add_weight(
                 shape=(),
                 initializer="zeros",
@@ -174,6 +171,23 @@ class LatentDiffusion(keras.Model):
             )
             self.reset_average()
         super().build(input_shape)
+        self._freeze_parts()
+
+    @property
+    def trainable(self):
+        """Whether the transformer trains; the tokenizer and the average stay frozen all the same."""
+        return super().trainable
+
+    @trainable.setter
+    def trainable(self, value):
+        keras.Model.trainable.fset(self, value)
+        if self.built:
+            self._freeze_parts()
+
+    def _freeze_parts(self):
+        for part in (self.tokenizer, self.ema_transformer):
+            if part is not None:
+                _freeze(part)
 
     def _symbolic_inputs(self, shapes):
         """What the transformer is called with, as symbols: a call builds any layer, whether it defines `build` or not."""

@@ -101,6 +101,20 @@ def test_tokenizer_encodes_and_stays_frozen():
     np.testing.assert_allclose(model(latents)["loss"], model(data)["loss"], rtol=1e-6)
 
 
+def test_tokenizer_and_average_stay_frozen_when_the_model_is_set_trainable_again():
+    tokenizer = Halver()
+    tokenizer.build((None, 4, 4, 2))
+    model = build(tokenizer)
+    model(batch())
+    trained = [v.path for v in model.trainable_variables]
+    model.trainable = False
+    assert not model.trainable_variables
+    model.trainable = True
+    assert [v.path for v in model.trainable_variables] == trained
+    assert not tokenizer.trainable_variables
+    assert not model.ema_transformer.trainable_variables
+
+
 def test_compute_loss_averages_with_sample_weights():
     model = build()
     data = injected()
