@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_vqdit import recipes
 from keras_vqdit.diffusion import GaussianDiffusion, RectifiedFlow
+from keras_vqdit.diffusion.noise import standard_normal
 from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
 from keras_vqdit.models.latent_diffusion import LatentDiffusion
 from tests.contract import run_contract
@@ -55,8 +56,9 @@ def batch(n=8, seed=0):
 def randomize(model, seed=0):
     """The last layer starts at zero, which would hide everything behind it."""
     rng = np.random.default_rng(seed)
-    for weight in [*model.transformer.weights, *(model.ema_transformer.weights if model.ema_transformer else [])]:
+    for weight in model.transformer.weights:
         weight.assign(rng.normal(0, 0.2, weight.shape))
+    model.reset_average()
 
 
 def injected(n=8, seed=5):
@@ -421,13 +423,39 @@ def test_mixed_float16_scales_the_loss_and_keeps_the_average_in_float32():
     assert {v.dtype for v in model.ema_transformer.weights} == {"float32"}
 
 
-def test_learned_variance_draws():
+def test_ddpm_with_learned_variance_and_rescaled_guidance_by_hand():
     process = GaussianDiffusion("cosine", "noise", learn_variance=True, num_timesteps=100)
     model = build(process=process, network=network(learn_variance=True))
-    model.compile("adam")
-    model.fit(batch(), verbose=0)
-    images = model.generate([0, 1], sampler="ddpm", num_steps=10, guidance_scale=2.0, seed=0, verbose=0)
-    assert images.shape == (2, 4, 4, 2) and np.all(np.isfinite(images))
+    model(batch())
+    randomize(model)
+    labels, scale, phi, seed = np.array([0, 2]), 3.0, 0.7, 11
+    x = ops.convert_to_numpy(keras.random.normal((2, 4, 4, 2), seed=seed)).astype("float64")
+    times = process.times(4)
+    levels = [[np.float64(level) for level in process.alpha_sigma(t)] for t in times]
+    for i, ((alpha_t, sigma_t), (alpha_s, sigma_s)) in enumerate(zip(levels[:-1], levels[1:])):
+        inputs = {"x": x.astype("float32"), "t": np.full(2, process.network_time(times[i]), "float32")}
+        (c, variance), (u, _) = (
+            np.split(np.float64(model.ema_transformer({**inputs, "label": label.astype("int32")})), 2, axis=-1)
+            for label in (labels, np.array([3, 3]))
+        )
+        noise = u + scale * (c - u)
+        spread = c.std((1, 2, 3), keepdims=True) / noise.std((1, 2, 3), keepdims=True)
+        noise = phi * spread * noise + (1 - phi) * noise
+        clean = np.clip((x - sigma_t * noise) / alpha_t, -1, 1)
+        beta = 1 - (alpha_t / alpha_s) ** 2  # of the step from s to t, which both preserve the variance
+        mean = (alpha_s * beta * clean + alpha_t / alpha_s * sigma_s**2 * x) / sigma_t**2
+        if sigma_s == 0:
+            x = mean
+            break
+        fraction = (variance + 1) / 2
+        log_variance = fraction * np.log(beta) + (1 - fraction) * np.log(beta * sigma_s**2 / sigma_t**2)
+        drawn_noise = ops.convert_to_numpy(standard_normal(x.shape, (seed, i + 1, 0)))
+        x = mean + np.exp(log_variance / 2) * drawn_noise
+    assert i == 3
+    ours = model.generate(
+        labels, num_steps=4, sampler="ddpm", guidance_scale=scale, guidance_rescale=phi, seed=seed, verbose=0
+    )
+    np.testing.assert_allclose(ours, x, atol=2e-4)
 
 
 # === Errors ===
