@@ -27,7 +27,7 @@ def without_dropout(network):
         q, k, v = (mha._split_heads(part) for part in ops.split(mha.query_key_value_dense(x), 3, axis=-1))
         return mha.output_dense(mha._merge_heads(mha._weights(q, k, None) @ ops.transpose(v, (0, 2, 1, 3))))
 
-    def call(block, x, condition=None, context=None, context_mask=None, mask=None, training=None):
+    def call(block, x, condition=None, context=None, context_mask=None, mask=None, x_mask=None, training=None):
         parts = ops.split(block.modulation(ops.silu(condition))[:, None], 6, axis=-1)
         shift1, scale1, gate1, shift2, scale2, gate2 = parts
         x = x + gate1 * attend(block.mha, modulate(block.norm1(x), shift1, scale1))

@@ -2,10 +2,16 @@
 
 import importlib
 import os
+import sys
+from pathlib import Path
 
 # TensorFlow reads this at its first operation. With it the CPU's allocator keeps the memory of a training step for the next
 # one, where the default hands it back to the system each time: page faults were a quarter of a transformer's step.
 os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
+
+# On the command line TensorFlow's notes on the machine would bury ours; errors come as exceptions all the same.
+if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "keras-vqdit"):
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from keras_vqdit import diffusion, layers, metrics, models
 from keras_vqdit.diffusion import GaussianDiffusion, RectifiedFlow

@@ -1,6 +1,10 @@
 """Checks of arguments that every room makes, with one wording."""
 
+import math
 import numbers
+
+import keras
+import numpy as np
 
 
 def is_positive_integer(value):
@@ -17,6 +21,66 @@ def positive_integer(name, value):
     if not is_positive_integer(value):
         raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
     return int(value)
+
+
+def integer(name, value):
+    """The value as an `int`.
+
+    Raises:
+        ValueError: if it is not an integer.
+    """
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be an integer. Received: {name}={value!r}")
+    return int(value)
+
+
+def number(name, value, low=-math.inf, high=math.inf, *, above=None, below=None):
+    """The value as a `float`.
+
+    Args:
+        name: the argument's name.
+        value: what was given; a scalar of Python, NumPy or the backend.
+        low, high: range, both included.
+        above, below: range, both excluded.
+
+    Raises:
+        ValueError: if it is not a finite number in the range.
+    """
+    wanted = [f"at least {low:g}"] if low > -math.inf else [f"more than {above:g}"] if above is not None else []
+    wanted += [f"at most {high:g}"] if high < math.inf else [f"less than {below:g}"] if below is not None else []
+    try:
+        scalar = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        scalar = math.nan
+    inside = low <= scalar <= high and (above is None or scalar > above) and (below is None or scalar < below)
+    if not (inside and math.isfinite(scalar)):
+        wanted = f", {' and '.join(wanted)}" if wanted else ""
+        raise ValueError(f"`{name}` must be a finite number{wanted}. Received: {name}={value!r}")
+    return scalar
+
+
+def fits(shape, expected):
+    """Whether a shape is the expected one, as far as both are known."""
+    return len(shape) == len(expected) and all(a == b or a is None or b is None for a, b in zip(shape, expected))
+
+
+def known_values(tensor):
+    """The values of an array or an eager tensor as NumPy; `None` of a tensor that is being traced."""
+    if isinstance(tensor, keras.KerasTensor):
+        return None
+    try:
+        return np.asarray(tensor)
+    except (NotImplementedError, TypeError):  # TensorFlow's, and JAX's, answer for a tensor without a value
+        return None
+
+
+def check_times(t):
+    """Raise a ValueError for known times that are not in [0, 1], such as the integer steps of other packages."""
+    values = known_values(t)
+    if values is not None and not np.all((values >= 0) & (values <= 1)):
+        raise ValueError(
+            f"Times `t` must be in [0, 1], where 0 is data. Received: t from {values.min()} to {values.max()}"
+        )
 
 
 def one_each(name, value, rank):

@@ -14,7 +14,7 @@ From nothing to new digits (needs `pip install "keras_vqdit[digits]"`):
 
   keras-vqdit quickstart
 
-The same by hand, a step at a time:
+By hand, a step at a time (with larger models, which take longer):
 
   keras-vqdit train tokenizer --dataset mnist_5k --epochs 12 --out saved_models/tokenizer.keras
   keras-vqdit reconstruct --model saved_models/tokenizer.keras --dataset mnist_5k --out reconstructions.png
@@ -52,7 +52,8 @@ def quickstart(arguments):
         arguments.out,
         dataset=arguments.dataset,
         data_dir=arguments.data_dir,
-        budget="fast" if arguments.fast else arguments.budget,
+        download=arguments.download,
+        budget="fast" if arguments.fast else getattr(arguments, "budget", "quick"),
         image_size=arguments.image_size,
         seed=arguments.seed,
         verbose=arguments.verbose,
@@ -76,8 +77,10 @@ def train_tokenizer(arguments):
         verbose=arguments.verbose,
         **options,
     )
+    metrics = recipes.measure_tokenizer(tokenizer, test)
+    check_trained(metrics["mse"], arguments.out)
     saving.save_model(tokenizer, arguments.out)
-    report(recipes.measure_tokenizer(tokenizer, test), arguments.out)
+    report(metrics, arguments.out)
 
 
 def train_diffusion(arguments):
@@ -87,7 +90,7 @@ def train_diffusion(arguments):
 
     check_out(arguments.out, ".keras")
     tokenizer = saving.load_model(arguments.tokenizer, (VQVAE, VAE))
-    train, _ = load(arguments)
+    train, _ = load(arguments, tokenizer)
     if arguments.process == "flow":
         process = RectifiedFlow(seed=arguments.seed)
     else:
@@ -104,6 +107,7 @@ def train_diffusion(arguments):
         seed=arguments.seed,
         verbose=arguments.verbose,
     )
+    check_trained(history["loss"][-1], arguments.out)
     saving.save_model(model, arguments.out)
     report({"loss": history["loss"][-1]}, arguments.out)
 
@@ -114,10 +118,11 @@ def reconstruct(arguments):
 
     check_out(arguments.out, ".png")
     tokenizer = saving.load_model(arguments.model, (VQVAE, VAE))
-    _, test = load(arguments)
+    _, test = load(arguments, tokenizer)
+    recipes.check_images(tokenizer, test)
     originals = recipes.to_arrays(test, limit=arguments.num_images)
     restored = tokenizer.decode(tokenizer.encode(originals))
-    plotting.reconstructions(originals, np.asarray(restored), path=arguments.out)
+    plotting.reconstructions(originals, np.asarray(restored), columns=len(originals), path=arguments.out)
     print(f"wrote {arguments.out}")
 
 
@@ -129,9 +134,10 @@ def generate(arguments):
     model = saving.load_model(arguments.model, LatentDiffusion)
     labels = None
     if model.num_classes:
-        chosen = parse_labels(arguments.labels or f"0-{model.num_classes - 1}", model.num_classes)
+        every = f"0-{model.num_classes - 1}"
+        chosen = parse_labels(every if arguments.labels is None else arguments.labels, model.num_classes)
         labels = np.repeat(chosen, arguments.per_label)
-    elif arguments.labels:
+    elif arguments.labels is not None:
         raise ValueError(f"{arguments.model} was trained without labels: leave --labels out")
     images = model.generate(
         labels,
@@ -147,7 +153,8 @@ def generate(arguments):
             np.savez_compressed(file, images=images, **({} if labels is None else {"labels": labels}))
     else:
         names = None if labels is None else [str(label) for label in chosen]
-        plotting.image_grid(images, columns=arguments.per_label, row_labels=names, path=arguments.out)
+        title = f"Drawn images, {arguments.num_steps} steps of {arguments.sampler}"
+        plotting.image_grid(images, columns=arguments.per_label, row_labels=names, title=title, path=arguments.out)
     print(f"wrote {arguments.out}")
 
 
@@ -157,7 +164,7 @@ def evaluate(arguments):
     from keras_vqdit.models import VQVAE, LatentDiffusion
 
     model = saving.load_model(arguments.model, (VQVAE, LatentDiffusion))
-    train, test = load(arguments)
+    train, test = load(arguments, getattr(model, "tokenizer", model))
     if isinstance(model, VQVAE):
         report(recipes.measure_tokenizer(model, test))
         return
@@ -187,8 +194,17 @@ def evaluate(arguments):
 # === Arguments ===
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows the defaults that there are."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 def build_parser():
     """The parser of all commands."""
+    from keras_vqdit.models.backbones import SIZES
+
     parser = argparse.ArgumentParser(
         prog="keras-vqdit",
         description="Train VQ-VAE tokenizers and diffusion transformers, and draw from them.",
@@ -198,9 +214,7 @@ def build_parser():
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def add(parent, name, run, text):
-        command = parent.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+        command = parent.add_parser(name, help=text, description=text, formatter_class=HelpFormatter)
         command.set_defaults(run=run)
         command.add_argument(
             "--seed", type=seed, default=0, help="the same seed gives the same result on the same machine"
@@ -221,8 +235,9 @@ def build_parser():
     budget.add_argument(
         "--budget",
         choices=("fast", "quick", "full"),
-        default="quick",
-        help="fast: only shows that everything runs; quick: minutes on the embedded digits; full: for the whole of MNIST",
+        default=argparse.SUPPRESS,  # argparse takes a given option that equals its default for none
+        help="fast: only shows that everything runs, its pictures show nothing yet; quick, the default: minutes on the "
+        "embedded digits; full: for the whole of MNIST",
     )
     budget.add_argument("--fast", action="store_true", help="the same as --budget fast")
 
@@ -234,8 +249,8 @@ def build_parser():
     command.add_argument("--out", type=Path, default=Path("saved_models/tokenizer.keras"), help="where to save it")
     command.add_argument("--epochs", type=positive, default=12, help="number of epochs")
     command.add_argument("--batch-size", type=positive, default=32, help="images in a batch")
-    command.add_argument("--learning-rate", type=float, default=2e-3, help="highest learning rate")
-    command.add_argument("--size", default="digits", help="architecture, a name that VQVAE.from_size knows")
+    command.add_argument("--learning-rate", type=rate, default=2e-3, help="highest learning rate")
+    command.add_argument("--size", default="digits", choices=tuple(SIZES), help="architecture")
     command.add_argument("--num-embeddings", type=positive, help="number of codes; default: that of the size")
     command.add_argument("--embedding-dim", type=positive, help="length of a code vector; default: that of the size")
 
@@ -247,7 +262,7 @@ def build_parser():
     )
     command.add_argument("--epochs", type=positive, default=16, help="number of epochs")
     command.add_argument("--batch-size", type=positive, default=32, help="images in a batch")
-    command.add_argument("--learning-rate", type=float, default=8e-3, help="highest learning rate, of Muon")
+    command.add_argument("--learning-rate", type=rate, default=8e-3, help="highest learning rate, of Muon")
     command.add_argument("--d-model", type=positive, default=192, help="width of the transformer")
     command.add_argument("--num-heads", type=positive, default=6, help="attention heads; must divide the width")
     command.add_argument("--num-layers", type=positive, default=6, help="transformer blocks")
@@ -288,6 +303,9 @@ def data_arguments(command):
         help="mnist_5k (embedded), a TensorFlow Datasets name (with --data-dir), a folder of images, or an .npz file",
     )
     command.add_argument("--data-dir", type=Path, help="folder of prepared TensorFlow Datasets")
+    command.add_argument(
+        "--download", action="store_true", help="let TensorFlow Datasets download and prepare what is not there"
+    )
     command.add_argument("--image-size", type=positive, help="height and width that images are brought to, in pixels")
 
 
@@ -300,7 +318,7 @@ def sampling_arguments(command):
 
     command.add_argument("--num-steps", type=positive, default=20, help="steps of the sampler")
     command.add_argument("--sampler", choices=sorted(SAMPLERS), default="dpmpp_2m", help="which sampler")
-    command.add_argument("--guidance-scale", type=float, default=2.0, help="classifier-free guidance; 1 is off")
+    command.add_argument("--guidance-scale", type=scale, default=1.5, help="classifier-free guidance; 1 is off")
 
 
 def seed(text):
@@ -317,16 +335,31 @@ def positive(text):
     return value
 
 
+def rate(text):
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a positive number, not {text}")
+    return value
+
+
+def scale(text):
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number from 0 on, not {text}")
+    return value
+
+
 def parse_labels(text, num_classes):
     """`"7"`, `"0-9"` or `"1,3,5-7"` as a list of integers."""
     labels = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"--labels must look like 7, 0-9 or 1,3,5-7. Received: {text!r}")
-        labels.extend(range(int(first), int(last or first) + 1))
-    if not labels or max(labels) >= num_classes:
-        raise ValueError(f"--labels must be from 0 to {num_classes - 1}, in rising ranges. Received: {text!r}")
+        first, last = int(first), int(last or first)
+        if not first <= last < num_classes:
+            raise ValueError(f"--labels must be from 0 to {num_classes - 1}, in rising ranges. Received: {text!r}")
+        labels.extend(range(first, last + 1))
     return labels
 
 
@@ -337,22 +370,58 @@ def check_out(path, *suffixes):
     check_writable(path)
 
 
-def load(arguments):
+def check_trained(measure, path):
+    """Keep what is there rather than replace it by a model that training has broken."""
+    if not np.isfinite(measure):
+        raise ValueError(
+            f"Training ended with a loss that is not finite; {path} is left as it was. Try a lower --learning-rate"
+        )
+
+
+def load(arguments, tokenizer=None):
+    """The data of the arguments, brought to the size of the tokenizer's images where no other is asked for."""
     from keras_vqdit import data
 
-    return data.load(
+    size = arguments.image_size
+    shape = getattr(tokenizer, "example_shape", None)
+    if size is None and shape is not None and len(shape) == 3:
+        size = shape[:2]
+    train, test = data.load(
         arguments.dataset,
         batch_size=getattr(arguments, "batch_size", 100),
         data_dir=arguments.data_dir,
-        image_size=arguments.image_size,
+        download=arguments.download,
+        image_size=size,
         seed=arguments.seed,
     )
+    if arguments.verbose:
+        shape = "x".join(map(str, train.info.image_shape))
+        print(
+            f"data: {train.info.name}, {train.info.size} images to train and {test.info.size} to test, {shape}",
+            flush=True,
+        )
+    return train, test
+
+
+MEASURES = {
+    "psnr": "dB, reconstructions of unseen images; more is better",
+    "mse": "mean squared error of reconstructions, for values in [-1, 1]",
+    "mse_over_variance": "the same as a share of the images' variance; 1 is no better than a grey image",
+    "l1": "mean absolute error of reconstructions",
+    "codes_used": "share of the codes that the test images use",
+    "perplexity": "effective number of codes, at most num_embeddings",
+    "judge_test_accuracy": "share of real test images that the judge recognises",
+    "accuracy": "share of drawn images that the judge recognises as the label asked for",
+    "frechet_distance": "between drawn and real test images, in the judge's features; less is better",
+    "loss": "of the last epoch",
+    "seconds": "to draw the images",
+}
 
 
 def report(metrics, path=None):
-    """Print the numbers among the metrics."""
+    """Print the numbers among the metrics, and what they mean."""
     for key, value in metrics.items():
         if isinstance(value, (int, float)):
-            print(f"{key:>20}  {value:.4g}")
+            print(f"{key:>20}  {value:<8.4g}  {MEASURES.get(key, '')}".rstrip())
     if path is not None:
         print(f"wrote {path}")

@@ -130,6 +130,7 @@ def reconstructions(originals, reconstructions, *, columns=8, title="Reconstruct
         raise ValueError(
             f"The images must be of one shape. Received: originals {first.shape}, reconstructions {second.shape}"
         )
+    columns = positive_integer("columns", columns)
     first, second = first[:columns], second[:columns]
     errors = np.abs(first - second)
     mse = np.mean((first - second) ** 2, axis=(1, 2, 3))
@@ -194,7 +195,7 @@ def codebook_usage(counts, *, title="Codebook usage", path=None):
     axis = figure.subplots()
     _log_scale(axis)
     axis.stairs(ranked[:used], np.arange(used + 1) + 0.5, fill=True, color=BLUE, baseline=bottom, label="vectors")
-    axis.axhline(counts.mean(), color="black", linestyle="--", linewidth=1.2, label="all codes alike")
+    axis.axhline(counts.mean(), color="black", linestyle="--", linewidth=1.2, label="if all were equally frequent")
     if used < size:
         unused = dict(facecolor="none", edgecolor=GRAY, hatch="///", linewidth=0)
         axis.axvspan(used + 0.5, size + 0.5, label=f"{size - used} never chosen", **unused)
@@ -224,7 +225,12 @@ def code_maps(codes, *, images=None, num_embeddings=None, columns=8, title="Code
     codes = np.asarray(_numpy(codes))
     if codes.ndim not in (2, 3) or codes.size == 0 or codes.dtype.kind not in "iu":
         raise ValueError(f"`codes` must be integers (N, h, w) or (N, T). Received: {codes.dtype}, shape {codes.shape}")
-    size = max(int(codes.max()) + 1 if num_embeddings is None else num_embeddings, 2)
+    columns, largest = positive_integer("columns", columns), int(codes.max())
+    if num_embeddings is not None and largest >= positive_integer("num_embeddings", num_embeddings):
+        raise ValueError(
+            f"`codes` must be less than `num_embeddings`, {num_embeddings}. Received: codes up to {largest}"
+        )
+    size = max(largest + 1 if num_embeddings is None else num_embeddings, 2)
     maps = codes[:columns] if codes.ndim == 3 else codes[None]
     pixels = None if images is None else _pixels(images, "images")[:columns]
     if pixels is not None and len(pixels) != len(maps):
@@ -293,6 +299,8 @@ def image_grid(
     for name, value in (("rows", rows), ("columns", columns)):
         if value is not None:
             positive_integer(name, value)
+    if rows is not None and columns is not None and rows * columns < count:
+        raise ValueError(f"{count} images do not fit. Received: rows={rows}, columns={columns}")
     if columns is None:
         if rows is None:
             rows = len(row_labels) if row_labels is not None else max(round(np.sqrt(count)), 1)
@@ -403,8 +411,10 @@ def _pixels(images, name):
         raise ValueError(f"`{name}` must be images (N, H, W) or (N, H, W, 1 or 3). Received: shape {images.shape}")
     if images.dtype == np.uint8:
         return images / 255.0
-    if images.dtype.kind != "f" or np.nanmax(np.abs(images)) > 20.0:  # noise in pixel space stays well below
+    if images.dtype.kind == "f" and not np.all(np.isfinite(images)):
+        raise ValueError(f"`{name}` must be finite. Received: NaN or infinite values")
+    if images.dtype.kind != "f" or np.max(np.abs(images)) > 20.0:  # noise in pixel space stays well below
         raise ValueError(
-            f"`{name}` must be uint8, or floats in [-1, 1]. Received: {images.dtype}, up to {np.nanmax(np.abs(images))}"
+            f"`{name}` must be uint8, or floats in [-1, 1]. Received: {images.dtype}, up to {np.max(np.abs(images))}"
         )
     return np.clip(images.astype("float64") / 2.0 + 0.5, 0.0, 1.0)

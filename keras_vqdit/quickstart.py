@@ -27,7 +27,7 @@ class Budget:
     num_heads: int = 3
     num_samples: int = 1000
     num_steps: int = 20
-    guidance_scale: float = 2.0
+    guidance_scale: float = 1.5
     sampler: str = "dpmpp_2m"
 
 
@@ -44,13 +44,14 @@ BUDGETS = {
 }
 
 
-def run(out, *, dataset="mnist_5k", data_dir=None, image_size=None, budget="quick", seed=0, verbose=1):
+def run(out, *, dataset="mnist_5k", data_dir=None, download=False, image_size=None, budget="quick", seed=0, verbose=1):
     """Train, draw, judge, and leave models, figures and a metrics file behind.
 
     Args:
         out: folder for the results. Older results of the same names are replaced, each when its new one is complete.
         dataset: what `data.load` takes, with labels.
         data_dir: folder of TensorFlow Datasets, if `dataset` is one.
+        download: let TensorFlow Datasets download what is not in `data_dir`.
         image_size: height and width that images are brought to, as in `data.load`.
         budget: a name in `BUDGETS`, or a `Budget`.
         seed: integer. The same seed gives the same result on the same machine.
@@ -76,10 +77,14 @@ def run(out, *, dataset="mnist_5k", data_dir=None, image_size=None, budget="quic
             print(f"\n{title}", flush=True)
 
     def load(batch_size):
-        return data.load(dataset, batch_size=batch_size, data_dir=data_dir, image_size=image_size, seed=seed)
+        return data.load(
+            dataset, batch_size=batch_size, data_dir=data_dir, download=download, image_size=image_size, seed=seed
+        )
 
     train, test = load(budget.batch_size)
     sizes = [data.describe(part).size for part in (train, test)]
+    if name == "fast":
+        say("The fast budget shows that everything runs. Its models learn next to nothing: their pictures show noise.")
     say(f"1/4  The judge: a classifier of real images ({sizes[0]} to train, {sizes[1]} to test)")
     with timed(seconds, "judge"):
         judge, judge_accuracy = train_classifier(
@@ -153,7 +158,7 @@ def run(out, *, dataset="mnist_5k", data_dir=None, image_size=None, budget="quic
 
 def draw_figures(out, model, tokenizer, test, counts, tokenizer_curves, diffusion_curves, drawing):
     """Draw and save every figure; returns their paths."""
-    originals = recipes.to_arrays(test, limit=10)
+    originals = recipes.to_arrays(test, limit=8)
     restored = np.asarray(tokenizer.decode(tokenizer.encode(originals)))
     classes = model.num_classes
     grid = model.generate(np.repeat(np.arange(classes), 10), **{**drawing, "verbose": 0})
@@ -173,8 +178,15 @@ def draw_figures(out, model, tokenizer, test, counts, tokenizer_curves, diffusio
     plotting.training_curves(diffusion_curves, title="Diffusion transformer", path=paths["diffusion_curves"])
     plotting.reconstructions(originals, restored, path=paths["reconstructions"])
     plotting.codebook_usage(counts, path=paths["codebook_usage"])
-    plotting.image_grid(grid, row_labels=[str(i) for i in range(classes)], path=paths["samples"])
-    plotting.trajectory(trajectory["noisy"], trajectory["times"], path=paths["trajectory"])
+    names = [str(name) for name in data.describe(test).class_names or range(classes)]
+    title = (
+        f"Drawn images, {drawing['num_steps']} steps of {drawing['sampler']}, guidance {drawing['guidance_scale']:g}"
+    )
+    plotting.image_grid(grid, row_labels=names, title=title, path=paths["samples"])
+    title = "From noise to image: the latents on their way, decoded"
+    plotting.trajectory(
+        trajectory["noisy"], trajectory["times"], row_labels=names, title=title, path=paths["trajectory"]
+    )
     return list(paths.values())
 
 

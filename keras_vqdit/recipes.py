@@ -6,6 +6,7 @@ import keras
 import numpy as np
 
 from keras_vqdit import data
+from keras_vqdit.checks import fits, number
 from keras_vqdit.diffusion import RectifiedFlow
 from keras_vqdit.metrics.classifier import features
 from keras_vqdit.metrics.frechet import frechet_distance
@@ -16,6 +17,7 @@ from keras_vqdit.models.vqvae import VQVAE
 
 def learning_rate_schedule(train, epochs, learning_rate):
     """A short warm-up from 1 % of the learning rate, then a cosine back to it, over `epochs` of `train`."""
+    learning_rate = number("learning_rate", learning_rate, above=0)
     steps = max(1, epochs * int(train.cardinality()))
     warmup = min(200, steps // 10)
     return keras.optimizers.schedules.CosineDecay(
@@ -107,6 +109,7 @@ def train_diffusion(
     Returns:
         Tuple of the model and a dict of the training curves.
     """
+    check_images(tokenizer, train)
     info = data.describe(train)
     if "label" in info.shapes and info.num_classes is None:
         raise ValueError(
@@ -150,6 +153,7 @@ def measure_tokenizer(tokenizer, test):
         Dict of `psnr` (dB, from the mean squared error over the whole set, range 2), `mse`, `mse_over_variance`, `l1`,
         `codes_used` (fraction), `perplexity`, `num_embeddings`, and `counts`, an array (num_embeddings,).
     """
+    check_images(tokenizer, test)
     squared = absolute = values = 0.0
     moments = np.zeros(2)
     counts = np.zeros(tokenizer.num_embeddings, "int64")
@@ -163,9 +167,9 @@ def measure_tokenizer(tokenizer, test):
     mse, mean = squared / values, moments / values
     share = counts / counts.sum()
     return {
-        "psnr": float(10 * np.log10(4 / mse)),
+        "psnr": float(10 * np.log10(4 / max(mse, 1e-10))),
         "mse": float(mse),
-        "mse_over_variance": float(mse / (mean[1] - mean[0] ** 2)),
+        "mse_over_variance": float(mse / max(mean[1] - mean[0] ** 2, 1e-10)),
         "l1": float(absolute / values),
         "codes_used": float(np.mean(counts > 0)),
         "perplexity": float(np.exp(-np.sum(share * np.log(share + 1e-10)))),
@@ -180,8 +184,11 @@ def measure_judge(classifier, test):
     Raises:
         ValueError: if it is not a classifier of such images.
     """
+    info = data.describe(test)
+    if "label" not in info.shapes:
+        raise ValueError(f'The test data must have a "label". Received: features {sorted(info.shapes)}')
     images, labels = to_arrays(test), to_arrays(test, "label")
-    expected = images.shape[1:], (data.describe(test).num_classes,)
+    expected = images.shape[1:], (info.num_classes,)
     received = tuple(tuple(getattr(classifier, name, None) or ())[1:] for name in ("input_shape", "output_shape"))
     if expected != received:
         raise ValueError(
@@ -189,6 +196,16 @@ def measure_judge(classifier, test):
             f"Received: {type(classifier).__name__} {classifier.name!r} from {received[0]} to {received[1]}"
         )
     return float(np.mean(np.argmax(classifier.predict(images, batch_size=250, verbose=0), axis=-1) == labels))
+
+
+def check_images(tokenizer, dataset):
+    """Raise a ValueError where the images of a data set are not those of a tokenizer."""
+    expected, received = getattr(tokenizer, "example_shape", None), data.describe(dataset).shapes
+    received = received.get(getattr(tokenizer, "modality", "image"))
+    if expected is not None and (received is None or not fits(received, expected)):
+        raise ValueError(
+            f"The data must be images of shape {tuple(expected)}, those of the tokenizer. Received: {received}"
+        )
 
 
 def check_classes(model, test):
@@ -216,11 +233,11 @@ def measure_generation(model, classifier, test, *, num_samples=1000, batch_size=
         classifier's features of the drawn images and of the test images), `seconds`, `labels` and `images`.
     """
     check_classes(model, test)
+    extract = features(classifier)
     labels = np.arange(num_samples) % model.num_classes
     begin = time.perf_counter()
     images = model.generate(labels, batch_size=batch_size, **generate)
     seconds = time.perf_counter() - begin
-    extract = features(classifier)
     predicted = np.argmax(classifier.predict(images, batch_size=250, verbose=0), axis=-1)
     real = extract.predict(to_arrays(test), batch_size=250, verbose=0)
     drawn = extract.predict(images, batch_size=250, verbose=0)

@@ -47,3 +47,11 @@ def test_a_side_is_a_process_that_answers_by_seconds():
     broken = [sys.executable, "-c", "raise SystemExit(1)"]
     with pytest.raises(RuntimeError, match="the process ended"):
         Side(broken)
+
+
+def test_dropout_is_compared(capsys):
+    """The side without dropout follows the real block closely enough to break with it."""
+    main(["dropout", "--batch", "2", "--d-model", "12", "--layers", "1", "--repetitions", "1"])
+    assert {"no dropout at all", "rate 0.0", "rate 0.1"} <= {
+        line.split("  ")[0] for line in capsys.readouterr().out.splitlines()
+    }

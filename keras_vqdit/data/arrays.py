@@ -26,6 +26,8 @@ def read_npz(path, *, size=None, channels=None):
             f"{path} is not an .npz file of plain arrays (pickled objects are refused): {error}"
         ) from error
     if "x_train" in arrays:
+        if "y_train" not in arrays:
+            _check_unlabelled(arrays, ("x_train", "x_test"), "y_train")
         train = (arrays["x_train"], arrays.get("y_train"))
         test = (arrays["x_test"], arrays.get("y_test")) if "x_test" in arrays else None
         return _source(path.stem, train, test, size, channels)
@@ -51,6 +53,8 @@ def _pair(data):
         images = [data[key] for key in IMAGE_KEYS if key in data]
         labels = [data[key] for key in LABEL_KEYS if key in data]
         if len(images) == 1 and len(labels) <= 1:
+            if not labels:
+                _check_unlabelled(data, IMAGE_KEYS, LABEL_KEYS[0])
             return images[0], labels[0] if labels else None
         raise ValueError(f'A dict of arrays must have the keys "image" and "label". Received: {sorted(data)}')
     if hasattr(data, "shape"):
@@ -61,6 +65,16 @@ def _pair(data):
         'Arrays must come as images, as (images, labels), as {"image": images, "label": labels}, or as a pair of '
         f"those for training and testing. Received: {type(data).__name__}"
     )
+
+
+def _check_unlabelled(arrays, known, missing):
+    """A misspelt key must not lose the labels in silence."""
+    others = sorted(set(arrays) - set(known))
+    if others:
+        raise ValueError(
+            f'Labels must have the key "{missing}"; images without labels must come alone. '
+            f"Received: images and {', '.join(map(str, others))}"
+        )
 
 
 def _source(name, train, test, size, channels):
@@ -86,6 +100,11 @@ def to_images(arrays):
             )
         if array.size == 0:
             raise ValueError(f"The set of images is empty. Received: shape={array.shape}")
+        if array.ndim == 3 and array.shape[-1] in (1, 3, 4) and array.shape[1] > 4:
+            raise ValueError(
+                "Images must be (N, height, width) or (N, height, width, channels). Received: shape="
+                f"{array.shape}, which looks like one single image; a set of it alone is `image[None]`"
+            )
     arrays = [array[..., None] if array.ndim == 3 else array for array in arrays]
     kinds = {array.dtype.kind for array in arrays}
     if kinds == {"b"}:

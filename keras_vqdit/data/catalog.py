@@ -34,7 +34,10 @@ def _version(text):
 
 def read_tfds(name, *, data_dir=None, download=False, size=None, channels=None):
     """Read a TFDS data set of images, e.g. "mnist", "oxford_flowers102:2.1.1", "smallnorb" as a `Source`."""
-    builder = _builder(name, Path(data_dir) if data_dir is not None else default_folder(), download)
+    folder = default_folder() if data_dir is None else Path(data_dir).expanduser()
+    if data_dir is not None and not download and not folder.is_dir():
+        raise ValueError(f"There is no folder {data_dir}, given as `data_dir` (--data-dir)")
+    builder = _builder(name, folder, download)
     features, splits = builder.info.features, builder.info.splits
     if "image" not in features:
         raise ValueError(f'The data set "{name}" has no feature "image". It has: {", ".join(features)}')
@@ -63,7 +66,7 @@ def _builder(name, folder, download):
     if name.split("/")[0].split(":")[0] in known:
         raise ValueError(
             f'The data set "{name}" is not prepared in {folder}. There: {there}. '
-            "Pass its folder as `data_dir`, or `download=True` to download and prepare it."
+            "Give its folder as `data_dir` (--data-dir), or let it be downloaded and prepared with `download=True` (--download)."
         )
     similar = difflib.get_close_matches(name, {*available, *known}, 3)
     hint = f" Did you mean {' or '.join(similar)}?" if similar else ""

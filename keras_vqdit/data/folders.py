@@ -12,6 +12,7 @@ from keras_vqdit.data.images import fit_to, with_channels, without_alpha
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif")
 TEST_NAMES = ("test", "validation", "val")
+SPLIT_NAMES = {"train", "training", "testing", "valid", *TEST_NAMES}
 
 
 def read_folder(path, *, size=None, channels=None):
@@ -19,11 +20,16 @@ def read_folder(path, *, size=None, channels=None):
     root = Path(path)
     tests = [root / name for name in TEST_NAMES if (root / name).is_dir()]
     parts = [root / "train", tests[0]] if tests and (root / "train").is_dir() else [root]
+    if parts == [root]:
+        parts = [_without_splits(root)]
     listed = [_list_images(part) for part in parts]
     class_names = tuple(sorted({name for files in listed for _, name in files if name is not None}))
     if class_names and any(name is None for files in listed for _, name in files):
         raise ValueError(f"{root}: images must all lie in class sub-folders, or all directly in the folder.")
     decoded = [_read_images(part, files, size) for part, files in zip(parts, listed, strict=True)]
+    untrained = [name for name in class_names if name not in {entry[1] for entry in decoded[0]}]
+    if untrained:
+        raise ValueError(f"{parts[0]} must hold an image of every class. Received: none of {', '.join(untrained)}")
     _check_shapes([entry for entries in decoded for entry in entries])
     if channels is None:  # grey only if all are: colour loses nothing, grey does
         channels = max(image.shape[-1] for entries in decoded for _, _, image in entries)
@@ -35,6 +41,19 @@ def read_folder(path, *, size=None, channels=None):
     if len(examples) == 2:  # the listing is sorted by class: let the first test batch show all of them
         examples[1] = examples[1].take(np.random.RandomState(0).permutation(len(examples[1])))
     return Source(root.resolve().name, *examples, class_names=class_names or None)
+
+
+def _without_splits(root):
+    """The folder whose sub-folders are the classes: a lone `train/`, or the folder itself."""
+    names = [path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX"))]
+    if names == ["train"]:
+        return root / "train"
+    if names and {name.lower() for name in names} <= SPLIT_NAMES:
+        raise ValueError(
+            f"The sub-folders of {root} must be classes, or `train/` and one of {', '.join(f'`{n}/`' for n in TEST_NAMES)}. "
+            f"Received: {', '.join(sorted(names))}"
+        )
+    return root
 
 
 def _list_images(root):

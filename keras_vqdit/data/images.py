@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from keras_vqdit.checks import is_positive_integer
+
 LUMA = np.array([0.299, 0.587, 0.114], "float32")  # ITU-R BT.601
 
 
@@ -9,11 +11,11 @@ def as_size(image_size):
     """Check `image_size`: None, an integer (square) or a pair. Returns None or `(height, width)`."""
     if image_size is None:
         return None
-    size = (image_size, image_size) if isinstance(image_size, (int, np.integer)) else tuple(image_size)
-    if len(size) != 2 or not all(isinstance(s, (int, np.integer)) and s > 0 for s in size):
+    size = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
+    if len(size) != 2 or not all(map(is_positive_integer, size)):
         raise ValueError(
             "`image_size` must be a positive integer or a pair (height, width) of them. "
-            f"Received: image_size={image_size}"
+            f"Received: image_size={image_size!r}"
         )
     return tuple(int(s) for s in size)
 

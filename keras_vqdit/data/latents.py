@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqdit.checks import integer
 from keras_vqdit.data.pipeline import describe, to_dataset
 
 
@@ -54,6 +55,7 @@ def _encode(dataset, tokenizer, method, feature, dtype, key, shuffle, seed, verb
     if key not in info.shapes:
         raise ValueError(f"`dataset` has no feature `{key}`. Received: features {sorted(info.shapes)}")
     encode = _compiled(getattr(tokenizer, method))
+    seed = None if seed is None else integer("seed", seed)
     batches = dataset.in_order() if hasattr(dataset, "in_order") else dataset
     if int(batches.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
         raise ValueError("`dataset` must be finite: encode it before `repeat()`. Received: infinite cardinality")
@@ -62,7 +64,12 @@ def _encode(dataset, tokenizer, method, feature, dtype, key, shuffle, seed, verb
     progress = keras.utils.Progbar(total if total > 0 else None, unit_name="batch") if verbose else None
     for batch in batches:
         values = {name: value.numpy() for name, value in batch.items() if name != key}
-        parts.append({feature: ops.convert_to_numpy(encode(batch[key])).astype(dtype), **values})
+        encoded = ops.convert_to_numpy(encode(batch[key]))
+        if feature == "codes" and encoded.dtype.kind not in "iu":
+            raise TypeError(
+                f"`tokenizer.encode` must give integer codes. Received: {encoded.dtype}, of {type(tokenizer)}"
+            )
+        parts.append({feature: encoded.astype(dtype), **values})
         if progress:
             progress.add(1)
     if not parts:

@@ -4,7 +4,7 @@ import dataclasses
 import os
 from pathlib import Path
 
-from keras_vqdit.checks import positive_integer
+from keras_vqdit.checks import integer, number, positive_integer
 from keras_vqdit.data import digits
 from keras_vqdit.data.arrays import from_arrays, read_npz
 from keras_vqdit.data.catalog import read_tfds
@@ -78,8 +78,8 @@ def load(
     batch_size = positive_integer("batch_size", batch_size)
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` must be None, 1 or 3. Received: channels={channels}")
-    if not 0.0 < test_fraction < 1.0:
-        raise ValueError(f"`test_fraction` must lie between 0 and 1. Received: test_fraction={test_fraction}")
+    number("test_fraction", test_fraction, above=0, below=1)
+    seed = integer("seed", seed)
     source = _read(name, data_dir, download, size=as_size(image_size), channels=channels)
     train, test = source.train, source.test
     if test is None:
@@ -89,6 +89,11 @@ def load(
     num_classes = len(source.class_names) if source.class_names else None
     if labelled and num_classes is None:
         num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+        if num_classes > max(1000, len(train)):
+            raise ValueError(
+                "Labels must number the classes from 0 on, without such gaps. Received: the largest label is "
+                f"{num_classes - 1}, among {len(train)} training examples"
+            )
     info = DatasetInfo(
         source.name, None, batch_size, {}, num_classes, source.class_names, shuffle, seed, drop_remainder
     )
@@ -99,6 +104,8 @@ def _read(name, data_dir, download, *, size, channels):
     """Find out what `name` is, and read it."""
     if not isinstance(name, (str, os.PathLike)):
         return from_arrays(name, size=size, channels=channels)
+    if not str(name).strip():
+        raise ValueError(f"`name` must name a data set, a folder or a file. Received: name={name!r}")
     if str(name) == digits.NAME:
         return digits.read_digits(size=size, channels=channels)
     path = Path(name).expanduser()
@@ -106,6 +113,8 @@ def _read(name, data_dir, download, *, size, channels):
         return read_npz(path, size=size, channels=channels)
     if data_dir is None and path.is_dir():
         return read_folder(path, size=size, channels=channels)
+    if str(name).endswith(("/", os.sep)) or path.is_absolute():
+        raise ValueError(f"There is no folder {name}")
     return read_tfds(str(name), data_dir=data_dir, download=download, size=size, channels=channels)
 
 

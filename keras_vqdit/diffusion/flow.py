@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqdit.checks import number
 from keras_vqdit.diffusion.process import DiffusionProcess, expand_like
 from keras_vqdit.diffusion.schedules import shift_times
 
@@ -42,10 +43,9 @@ class RectifiedFlow(DiffusionProcess):
 
     def __init__(self, *, location=0.0, scale=1.0, shift=1.0, seed=None, **kwargs):
         super().__init__(seed=seed, **kwargs)
-        if not scale > 0:
-            raise ValueError(f"`scale` must be positive. Received: scale={scale}")
-        if not shift > 0:
-            raise ValueError(f"`shift` must be positive. Received: shift={shift}")
+        number("location", location)
+        number("scale", scale, above=0)
+        number("shift", shift, above=0)
         self.location, self.scale, self.shift = location, scale, shift
 
     def alpha_sigma(self, t):

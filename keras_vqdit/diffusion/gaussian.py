@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqdit.checks import one_of
+from keras_vqdit.checks import number, one_of
 from keras_vqdit.diffusion.process import DiffusionProcess, expand_like, mean_per_example, posterior
 from keras_vqdit.diffusion.schedules import SCHEDULES, SPACINGS, min_snr_weight
 from keras_vqdit.diffusion.schedules import zero_terminal_snr as rescale_to_zero_terminal_snr
@@ -75,8 +75,8 @@ class GaussianDiffusion(DiffusionProcess):
             raise ValueError(
                 f"`num_timesteps` must be an integer of at least 2. Received: num_timesteps={num_timesteps}"
             )
-        if min_snr_gamma is not None and not min_snr_gamma > 0:
-            raise ValueError(f"`min_snr_gamma` must be positive, or None. Received: min_snr_gamma={min_snr_gamma}")
+        if min_snr_gamma is not None:
+            number("min_snr_gamma", min_snr_gamma, above=0)
         if zero_terminal_snr and PREDICTIONS[prediction] == "noise":
             raise ValueError(
                 "`prediction` must be 'v' or 'clean' where `zero_terminal_snr` is on: at t = 1 the noise tells nothing "

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
+from keras_vqdit.checks import check_times, fits
 from keras_vqdit.diffusion.noise import standard_normal
 
 
@@ -153,6 +154,7 @@ class DiffusionProcess(keras.layers.Layer):
             learned.
         """
         self._check_prediction(prediction, x0)
+        self._check_noise(noise, x0)
         prediction, _ = self.split_prediction(prediction)
         return self.weight(t) * mean_per_example(ops.square(prediction - self.target(x0, noise, t)))
 
@@ -161,8 +163,11 @@ class DiffusionProcess(keras.layers.Layer):
         batch = ops.shape(x0)[0]
         if t is None:
             t = self.sample_times(batch)
+        else:
+            check_times(t)
         if noise is None:
             noise = standard_normal(ops.shape(x0), self.seed_generator)
+        self._check_noise(noise, x0)
         t = ops.broadcast_to(ops.cast(t, "float32"), (batch,))
         noise = ops.cast(noise, "float32")
         return self.add_noise(x0, t, noise), noise, t
@@ -174,12 +179,15 @@ class DiffusionProcess(keras.layers.Layer):
     def get_config(self):
         return {**super().get_config(), "seed": self.seed}
 
+    def _check_noise(self, noise, x0):
+        if not fits(noise.shape, x0.shape):
+            raise ValueError(
+                f"`noise` must have the shape of the examples, {tuple(x0.shape)}. Received: noise.shape={tuple(noise.shape)}"
+            )
+
     def _check_prediction(self, prediction, x0):
         expected = (*x0.shape[:-1], self.prediction_channels(x0.shape[-1]))
-        known = len(prediction.shape) == len(expected) and all(
-            a == b or a is None or b is None for a, b in zip(prediction.shape, expected)
-        )
-        if not known:
+        if not fits(prediction.shape, expected):
             raise ValueError(
                 f"`prediction` must have shape {expected} for examples of shape {tuple(x0.shape)}. "
                 f"Received: prediction.shape={tuple(prediction.shape)}"

@@ -20,6 +20,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqdit.checks import fits, known_values
 from keras_vqdit.diffusion.gaussian import learned_log_variance
 from keras_vqdit.diffusion.noise import standard_normal
 from keras_vqdit.diffusion.process import posterior
@@ -38,6 +39,10 @@ def estimate(denoise, x, t, clip=None):
             f"`denoise` must return a tuple (clean, variance_fraction or None). Received: {type(estimates).__name__}"
         )
     clean, fraction = estimates
+    if not fits(clean.shape, x.shape):
+        raise ValueError(
+            f"`denoise` must return an estimate of the shape of x, {tuple(x.shape)}. Received: {tuple(clean.shape)}"
+        )
     clean = ops.cast(clean, "float32")
     return (clean if clip is None else ops.clip(clean, *clip)), fraction
 
@@ -260,7 +265,8 @@ def _check_times(times, first, last):
             f"`first` and `last` must satisfy 0 <= first <= last <= len(times) - 1. "
             f"Received: first={first}, last={last}, len(times)={len(times)}"
         )
-    if isinstance(times, (np.ndarray, list, tuple)):
-        used = np.asarray(times[first : last + 1])
-        if np.any(np.diff(used) >= 0) or np.any((used < 0) | (used > 1)):
+    values = known_values(times)
+    if values is not None:
+        used = values[first : last + 1]
+        if not (np.all(np.diff(used) < 0) and np.all((used >= 0) & (used <= 1))):
             raise ValueError(f"`times` must decrease strictly within [0, 1]. Received: times={times}")

@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from keras_vqdit.checks import positive_integer
+from keras_vqdit.checks import fits, number, positive_integer
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
@@ -69,8 +69,7 @@ class MultiHeadAttention(layers.Layer):
         num_heads, d_model = positive_integer("num_heads", num_heads), positive_integer("d_model", d_model)
         if d_model % num_heads:
             raise ValueError(f"`num_heads` must divide `d_model`. Received: num_heads={num_heads}, d_model={d_model}")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` must be at least 0 and less than 1. Received: dropout={dropout}")
+        number("dropout", dropout, 0, below=1)
         self.num_heads, self.d_model, self.d_head = num_heads, d_model, d_model // num_heads
         self.query_key_norm, self.dropout, self.use_bias = query_key_norm, dropout, use_bias
         self.output_initializer = keras.initializers.get(output_initializer)
@@ -117,6 +116,7 @@ class MultiHeadAttention(layers.Layer):
 
     def call(self, query, key=None, value=None, mask=None, return_attention_scores=False, training=None, key_mask=None):
         query, key, value = _three_inputs(query, key, value)
+        self._check_inputs(query, key, value)
         mask = key_mask if mask is None else mask  # Keras hands the mask of one of several inputs over by this name
         if isinstance(mask, (list, tuple)):  # the masks that Keras found on a list of inputs
             mask = mask[1]
@@ -140,6 +140,18 @@ class MultiHeadAttention(layers.Layer):
         heads = dropped @ ops.transpose(v, (0, 2, 1, 3))  # (B, h, T, d_head)
         output = self.output_dense(self._merge_heads(heads))  # (B, T, D)
         return (output, weights) if return_attention_scores else output
+
+    def _check_inputs(self, query, key, value):
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if x is not None and len(x.shape) != 3:
+                raise ValueError(f"`{name}` must be of shape (B, length, channels). Received: shape={tuple(x.shape)}")
+        if value is not None and key is None:
+            raise ValueError("`value` must come with a `key`. Received: key=None")
+        if value is not None and not fits(value.shape[:2], key.shape[:2]):
+            raise ValueError(
+                "`value` must have as many positions as `key`. "
+                f"Received: key.shape={tuple(key.shape)}, value.shape={tuple(value.shape)}"
+            )
 
     def _weights(self, q, k, mask):
         """Softmax over the keys, in float32 under every policy."""
@@ -207,6 +219,9 @@ def _length(x, axis):
 
 def _with_four_axes(mask, logits):
     """The mask as bool, broadcastable against the logits `(B, h, T, S)`."""
+    mask = ops.convert_to_tensor(mask)
+    if "float" in keras.backend.standardize_dtype(mask.dtype):  # 0 and -1e9, to be added, mean the opposite
+        raise ValueError(f"`mask` must be bool or integers, true where a key counts. Received: dtype={mask.dtype}")
     mask = ops.cast(mask, "bool")
     rank, given = len(mask.shape), tuple(mask.shape)
     if rank in (2, 3):

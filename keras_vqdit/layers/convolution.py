@@ -28,10 +28,10 @@ class SpatialLayer(layers.Layer):
 
     def check_input(self, input_shape, factor=None):
         """Raise a ValueError where the input has another rank, or a size that `factor` does not divide."""
-        if len(input_shape) != self.rank + 2:
+        if len(input_shape) != self.rank + 2 or 0 in tuple(input_shape)[1:]:
             raise ValueError(
                 f"{type(self).__name__} with rank={self.rank} expects inputs of {self.rank + 2} dimensions, "
-                f"(batch, *spatial, channels). Received: input_shape={tuple(input_shape)}"
+                f"(batch, *spatial, channels), none of them 0. Received: input_shape={tuple(input_shape)}"
             )
         for size, f in zip(input_shape[1:-1], factor or ()):
             if size is not None and size % f:
@@ -208,6 +208,7 @@ class Downsample(SpatialLayer):
         self.built = True
 
     def call(self, x):
+        self.check_input(x.shape, self.factor)
         return self.projection(space_to_depth(x, self.factor) if self.kernel_size is None else x)
 
     def compute_output_shape(self, input_shape):
@@ -273,6 +274,7 @@ class Upsample(SpatialLayer):
         self.built = True
 
     def call(self, x):
+        self.check_input(x.shape)
         x = self.projection(x)
         return depth_to_space(x, self.factor) if self.kernel_size is None else x
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_vqdit.checks import is_positive_integer, positive_integer
+from keras_vqdit.checks import is_positive_integer, known_values, number, positive_integer
 
 
 @functools.lru_cache(maxsize=32)
@@ -80,6 +80,7 @@ class TimeEmbedding(layers.Layer):
     def __init__(self, d_model, *, frequency_dim=256, time_scale=1000.0, **kwargs):
         super().__init__(autocast=False, **kwargs)  # half precision would round the times
         self.d_model, self.time_scale = positive_integer("d_model", d_model), time_scale
+        number("time_scale", time_scale, above=0)
         if not is_positive_integer(frequency_dim) or frequency_dim % 2:
             raise ValueError(
                 f"`frequency_dim` must be a positive even integer. Received: frequency_dim={frequency_dim!r}"
@@ -169,12 +170,12 @@ class LabelEmbedding(layers.Layer):
         return ops.cast(ops.where(known[..., None], rows, float("nan")), self.compute_dtype)
 
     def _check_values(self, labels):
-        values = _known_values(labels)
+        values = known_values(labels)
         if values is None or not values.size:
             return
-        if values.min() < 0 or values.max() > self.num_classes:
+        if not np.all((values >= 0) & (values <= self.num_classes) & (values == np.floor(values))):
             raise ValueError(
-                f"Labels must be from 0 to {self.num_classes - 1}, or {self.num_classes} for no label. "
+                f"Labels must be from 0 to {self.num_classes - 1}, or {self.num_classes} for no label, in whole numbers. "
                 f"Received: labels from {values.min()} to {values.max()}"
             )
 
@@ -183,13 +184,3 @@ class LabelEmbedding(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "num_classes": self.num_classes, "d_model": self.d_model}
-
-
-def _known_values(tensor):
-    """The values of an eager tensor as a NumPy array; `None` of a tensor that is being traced."""
-    if isinstance(tensor, keras.KerasTensor):
-        return None
-    try:
-        return np.asarray(tensor)
-    except (NotImplementedError, TypeError):  # TensorFlow's, and JAX's, answer for a tensor without a value
-        return None

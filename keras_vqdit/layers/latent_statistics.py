@@ -3,6 +3,8 @@
 import keras
 from keras import layers, ops
 
+from keras_vqdit.checks import number
+
 
 @keras.saving.register_keras_serializable("keras_vqdit")
 class LatentStatistics(layers.Layer):
@@ -42,10 +44,8 @@ class LatentStatistics(layers.Layer):
 
     def __init__(self, *, decay=0.99, epsilon=1e-6, **kwargs):
         super().__init__(autocast=False, **kwargs)
-        if not 0 <= decay < 1:
-            raise ValueError(f"`decay` must be at least 0 and less than 1. Received: decay={decay}")
-        if not epsilon > 0:
-            raise ValueError(f"`epsilon` must be positive. Received: epsilon={epsilon}")
+        number("decay", decay, 0, below=1)
+        number("epsilon", epsilon, above=0)
         self.decay, self.epsilon = decay, epsilon
 
     def build(self, input_shape):

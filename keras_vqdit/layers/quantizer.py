@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from keras_vqdit.checks import positive_integer
+from keras_vqdit.checks import fits, positive_integer
 from keras_vqdit.layers.nearest_code import nearest_codes
 
 
@@ -95,12 +95,13 @@ class Quantizer(layers.Layer):
         vectors = ops.reshape(z, (-1, self.embedding_dim))
         if mask is None:
             return vectors, None
-        if len(mask.shape) != len(z.shape) - 1:
+        mask = ops.convert_to_tensor(mask)
+        if not fits(mask.shape, z.shape[:-1]):
             raise ValueError(
                 "`mask` must have the shape of `z` without its last axis. "
                 f"Received: mask.shape={tuple(mask.shape)}, z.shape={tuple(z.shape)}"
             )
-        weights = ops.reshape(ops.cast(mask, "float32"), (-1,))
+        weights = ops.reshape(ops.cast(ops.cast(mask, "bool"), "float32"), (-1,))
         return ops.where(weights[:, None] > 0, vectors, 0.0), weights  # padding may hold anything, NaN too
 
     def unflatten(self, z, output, error, weights):

@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-from keras_vqdit.checks import one_of, positive_integer
+from keras_vqdit.checks import fits, number, one_of, positive_integer
 from keras_vqdit.layers.attention import MultiHeadAttention
 
 
@@ -67,8 +67,7 @@ class TransformerBlock(layers.Layer):
     ):
         super().__init__(**kwargs)
         dff = positive_integer("dff", dff)
-        if not 0 <= rate < 1:
-            raise ValueError(f"`rate` must be at least 0 and less than 1. Received: rate={rate}")
+        number("rate", rate, 0, below=1)
         one_of("conditioning", conditioning, (None, "adaln_zero"))
         self.d_model, self.num_heads, self.dff, self.rate = d_model, num_heads, dff, rate
         self.conditioning, self.cross_attention, self.query_key_norm = (
@@ -134,6 +133,11 @@ class TransformerBlock(layers.Layer):
     def call(self, x, condition=None, context=None, context_mask=None, mask=None, x_mask=None, training=None):
         mask = x_mask if mask is None else mask  # Keras hands the mask of one of several inputs over by this name
         self._check_given(condition, context)
+        if condition is not None and not fits(condition.shape, (x.shape[0], None)):
+            raise ValueError(
+                f"`condition` must be of shape (B, channels), for x of shape {tuple(x.shape)}. "
+                f"Received: shape={tuple(condition.shape)}"
+            )
         if self.conditioning:
             # (B, 6 D) -> six of (B, 1, D)
             parts = ops.split(self.modulation(ops.silu(condition))[:, None], 6, axis=-1)

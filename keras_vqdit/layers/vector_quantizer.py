@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_vqdit.checks import one_of
+from keras_vqdit.checks import number, one_of
 from keras_vqdit.layers.codebook import code_statistics, draw_vectors, kmeans, moving_codebook, unit
 from keras_vqdit.layers.gradient_estimators import rotation_trick, straight_through
 from keras_vqdit.layers.nearest_code import nearest_codes
@@ -97,16 +97,11 @@ class VectorQuantizer(Quantizer):
         **kwargs,
     ):
         super().__init__(num_embeddings, embedding_dim, **kwargs)
-        if commitment_cost < 0:
-            raise ValueError(f"`commitment_cost` must not be negative. Received: commitment_cost={commitment_cost}")
-        if not 0 <= decay < 1:
-            raise ValueError(f"`decay` must be in [0, 1). Received: decay={decay}")
-        if epsilon <= 0:
-            raise ValueError(f"`epsilon` must be positive. Received: epsilon={epsilon}")
-        if restart_threshold is not None and not 0 <= restart_threshold < 1:
-            raise ValueError(
-                f"`restart_threshold` must be None or in [0, 1). Received: restart_threshold={restart_threshold}"
-            )
+        number("commitment_cost", commitment_cost, 0)
+        number("decay", decay, 0, below=1)
+        number("epsilon", epsilon, above=0)
+        if restart_threshold is not None:
+            number("restart_threshold", restart_threshold, 0, below=1)
         self.codebook_type = one_of("codebook", codebook, ("ema", "gradient"))
         self.commitment_cost = commitment_cost
         self.decay = decay

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import layers, ops
 
+from keras_vqdit.checks import number, positive_integer
+
 FEATURES = "features"
 # (filters in multiples of the width, kernel, stride) of each convolution: the resolution falls at once, so that the
 # judge of 28x28 images learns 4,000 images a second on two CPU cores.
@@ -126,9 +128,7 @@ def build_classifier(input_shape, num_classes, *, width=32, augment=True, seed=N
     """
     if len(input_shape) != 3 or any(not size for size in input_shape):
         raise ValueError(f"`input_shape` must be (H, W, C), all known. Received: input_shape={input_shape}")
-    for argument, value in (("num_classes", num_classes), ("width", width)):
-        if not isinstance(value, (int, np.integer)) or value < 1:
-            raise ValueError(f"`{argument}` must be a positive integer. Received: {argument}={value}")
+    num_classes, width = positive_integer("num_classes", num_classes), positive_integer("width", width)
 
     seeds = iter(range(seed, seed + 100)) if seed is not None else itertools.repeat(None)
 
@@ -158,7 +158,14 @@ def features(classifier):
 
     Returns:
         `keras.Model`, `(B, H, W, C)` → `(B, 4 * width)`, with the same weights.
+
+    Raises:
+        ValueError: if it is another model.
     """
+    if not any(layer.name == FEATURES for layer in getattr(classifier, "layers", [])):
+        raise ValueError(
+            f'`classifier` must be of `build_classifier`, with a layer "{FEATURES}". Received: {classifier!r}'
+        )
     return keras.Model(classifier.input, classifier.get_layer(FEATURES).output, name=f"{classifier.name}_features")
 
 
@@ -202,12 +209,25 @@ def train_classifier(
         distance = frechet_distance(features(judge).predict(real), features(judge).predict(images))
         ```
     """
-    spec = train.element_spec
-    if not isinstance(spec, dict) or not {"image", "label"} <= set(spec):
-        raise ValueError(f'`train` must yield dicts with "image" and "label". Received: {spec}')
-    num_classes = getattr(getattr(train, "info", None), "num_classes", None) if num_classes is None else num_classes
+    specs = {}
+    for name, dataset in (("train", train), ("test", test)):
+        specs[name] = getattr(dataset, "element_spec", None)
+        if not isinstance(specs[name], dict) or not {"image", "label"} <= set(specs[name]):
+            received = sorted(specs[name]) if isinstance(specs[name], dict) else type(dataset).__name__
+            raise ValueError(f'`{name}` must yield dicts with "image" and "label". Received: {received}')
+    spec, shapes = specs["train"], [tuple(specs[name]["image"].shape[1:]) for name in specs]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"`train` and `test` must have images of one shape. Received: {shapes[0]} and {shapes[1]}")
+    known = [getattr(getattr(dataset, "info", None), "num_classes", None) for dataset in (train, test)]
+    num_classes = known[0] if num_classes is None else num_classes
     if num_classes is None:
         raise ValueError("`num_classes` must be given for a data set without `info`. Received: num_classes=None")
+    if any(classes is not None and classes > num_classes for classes in known):
+        raise ValueError(
+            f"`num_classes` must cover the classes of the data, {known[0]} and {known[1]}. Received: {num_classes}"
+        )
+    epochs = None if epochs is None else positive_integer("epochs", epochs)
+    learning_rate = number("learning_rate", learning_rate, above=0)
     steps = int(train.cardinality())
     if steps < 1:
         raise ValueError(f"`train` must be finite, of known length, and not empty. Received: cardinality {steps}")

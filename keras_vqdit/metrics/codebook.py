@@ -3,15 +3,15 @@
 import keras
 from keras import ops
 
+from keras_vqdit.checks import positive_integer
+
 
 class _CodeCounts(keras.metrics.Metric):
     """Add up how many vectors chose each code, over the whole epoch: one batch alone misleads."""
 
     def __init__(self, num_embeddings, *, name=None, dtype=None):
         super().__init__(name=name, dtype=dtype)
-        if num_embeddings < 1:
-            raise ValueError(f"`num_embeddings` must be a positive integer. Received: num_embeddings={num_embeddings}")
-        self.num_embeddings = num_embeddings
+        self.num_embeddings = positive_integer("num_embeddings", num_embeddings)
         # float32 under every policy: float16 can not count beyond 2,048.
         self.counts = self.add_variable((num_embeddings,), "zeros", dtype="float32", name="counts")
 

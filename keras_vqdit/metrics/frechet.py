@@ -3,6 +3,8 @@
 import numpy as np
 from keras import ops
 
+from keras_vqdit.checks import positive_integer
+
 
 def frechet_distance(features_a, features_b):
     """Fréchet distance of the Gaussians fitted to two sets of features, as in FID.
@@ -69,6 +71,7 @@ def kernel_distance(features_a, features_b, *, degree=3, chunk_size=1024):
         - [Demystifying MMD GANs](https://arxiv.org/abs/1801.01401), eq. 4
     """
     a, b = _check(features_a, features_b)
+    degree, chunk_size = positive_integer("degree", degree), positive_integer("chunk_size", chunk_size)
 
     def total(x, y):
         chunks = (x[i : i + chunk_size] for i in range(0, len(x), chunk_size))

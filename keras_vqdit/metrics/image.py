@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_vqdit.checks import fits, number
+
 
 @keras.saving.register_keras_serializable("keras_vqdit")
 class PSNR(keras.metrics.Mean):
@@ -27,12 +29,16 @@ class PSNR(keras.metrics.Mean):
 
     def __init__(self, max_range=2.0, *, name="psnr", dtype=None):
         super().__init__(name=name, dtype=dtype)
-        if max_range <= 0:
-            raise ValueError(f"`max_range` must be positive. Received: max_range={max_range}")
-        self.max_range = max_range
+        self.max_range = number("max_range", max_range, above=0)
 
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Add images `y_true` and `y_pred` of equal shape `(B, ...)`, weighted by `sample_weight` `(B,)`."""
+        y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
+        if not fits(y_true.shape, y_pred.shape):
+            raise ValueError(
+                "`y_true` and `y_pred` must have one shape. "
+                f"Received: y_true.shape={tuple(y_true.shape)}, y_pred.shape={tuple(y_pred.shape)}"
+            )
         difference = ops.cast(y_true, "float32") - ops.cast(y_pred, "float32")
         mse = ops.mean(difference**2, axis=tuple(range(1, len(difference.shape))))  # (B,)
         decibels = 10.0 * ops.log10(self.max_range**2 / ops.maximum(mse, 1e-10 * self.max_range**2))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_vqdit.checks import positive_integer
 from keras_vqdit.layers.latent_statistics import LatentStatistics
 
 
@@ -207,6 +208,7 @@ class Autoencoder(keras.Model):
         Raises:
             ValueError: if there are no data.
         """
+        batch_size = positive_integer("batch_size", batch_size)
         count, total, squares = 0, 0.0, 0.0
         for batch in _batches(data, self.pick, batch_size):
             z = ops.convert_to_numpy(ops.cast(self.posterior_mean(self.data(batch)), "float32")).astype("float64")
@@ -214,6 +216,10 @@ class Autoencoder(keras.Model):
             count, total, squares = count + len(z), total + z.sum(axis=0), squares + (z * z).sum(axis=0)
         if not count:
             raise ValueError("`data` must have at least one example. Received none")
+        if not np.all(np.isfinite(squares)):
+            raise ValueError(
+                "The latents of `data` must be finite. Received: NaN or infinite values in data or weights"
+            )
         mean = total / count
         self.statistics.set(mean.astype("float32"), (squares / count - mean**2).astype("float32"))
 

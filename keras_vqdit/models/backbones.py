@@ -1,6 +1,7 @@
 """Convolutional encoders and decoders for sound, images and video, shared by `VAE` and `VQVAE`."""
 
 import math
+import numbers
 
 import keras
 from keras import layers
@@ -170,6 +171,8 @@ def stage_options(filters, factors, kernel_sizes, num_residual_blocks, residual_
                 f"Received: {plural}={value}, filters={filters}"
             )
         columns[name] = values
+    if not all(isinstance(n, numbers.Integral) and n >= 0 for n in columns["num_residual_blocks"]):
+        raise ValueError(f"`num_residual_blocks` must not be negative. Received: {num_residual_blocks}")
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
@@ -177,7 +180,7 @@ def latent_grid(data_shape, stages):
     """Spatial size of the latents: the data's, divided by the factors of all stages."""
     grid = []
     for axis, length in enumerate(data_shape[:-1]):
-        factors = [s["factor"] if isinstance(s["factor"], int) else s["factor"][axis] for s in stages]
+        factors = [s["factor"][axis] if isinstance(s["factor"], (tuple, list)) else s["factor"] for s in stages]
         if length is not None and length % math.prod(factors):
             raise ValueError(
                 f"Every spatial dimension must be a multiple of the factors of all stages, {math.prod(factors)}. "

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import layers, ops
 
-from keras_vqdit.checks import one_each, positive_integer
+from keras_vqdit.checks import check_times, one_each, positive_integer
 from keras_vqdit.layers.embeddings import LabelEmbedding, TimeEmbedding, sincos_position_embedding
 from keras_vqdit.layers.patches import patch_grid, patchify, unpatchify
 from keras_vqdit.layers.transformer_block import TransformerBlock, modulate
@@ -226,6 +226,8 @@ class DiffusionTransformer(keras.Model):
                 raise ValueError(f'"{key}" must be of shape (B,). Received: shape={tuple(value.shape)}')
         if context is None and context_mask is not None:
             raise ValueError(f'"context_mask" must come with a "context". Received: keys {sorted(inputs)}')
+        if t is not None:
+            check_times(t)
         batch = ops.shape(x)[0]
 
         t = ops.broadcast_to(ops.cast(t if t is not None else 0.0, "float32"), (batch,))

@@ -1,6 +1,7 @@
 """The weights of a `DiffusionTransformer` in the layout of the official facebookresearch/DiT, both ways."""
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 from keras import ops
@@ -44,6 +45,8 @@ def load_dit_weights(model, state):
         - [The official network](https://github.com/facebookresearch/DiT/blob/main/models.py)
     """
     _check_counterpart(model)
+    if not isinstance(state, Mapping):
+        raise TypeError(f"`state` must be a dict of arrays. Received: {type(state).__name__}")
     state = {name: np.asarray(weight) for name, weight in state.items()}
     for name, rank in ((PATCHES, 4), (POSITIONS, 3)):
         if name not in state or state[name].ndim != rank:
@@ -66,6 +69,8 @@ def load_dit_weights(model, state):
     for name, weight in expected.items():
         if state[name].shape != weight.shape:
             raise ValueError(f'"{name}" must be of shape {weight.shape}. Received: shape={state[name].shape}')
+        if not np.all(np.isfinite(state[name])):
+            raise ValueError(f'"{name}" must be finite. Received: NaN or infinite values')
     if not np.allclose(state[POSITIONS], expected[POSITIONS], atol=1e-5):
         difference = np.abs(state[POSITIONS] - expected[POSITIONS]).max()
         raise ValueError(

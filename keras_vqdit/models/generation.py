@@ -6,6 +6,7 @@ import math
 import numpy as np
 from keras import ops
 
+from keras_vqdit.checks import number, positive_integer
 from keras_vqdit.diffusion import guide, interval_scale
 from keras_vqdit.diffusion.samplers import SAMPLERS, sample, start
 from keras_vqdit.training import compile_function
@@ -36,9 +37,19 @@ class CompiledSampler:
         known = [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
         if not set(options) <= set(known):
             raise TypeError(f"Options of the sampler {sampler!r} are {known}. Received: {sorted(options)}")
-        interval_scale(1.0, 0.0, interval)  # a wrong interval is told here, not while tracing
-        if not 0 <= rescale <= 1:
-            raise ValueError(f"`guidance_rescale` must be from 0 to 1. Received: guidance_rescale={rescale}")
+        # All of this is told here, not while tracing.
+        if not isinstance(interval, tuple) or len(interval) != 2:
+            raise ValueError(
+                f"`guidance_interval` must be a pair (low, high). Received: guidance_interval={interval!r}"
+            )
+        interval_scale(1.0, 0.0, interval)
+        number("guidance_rescale", rescale, 0, 1)
+        if "eta" in options:
+            number("eta", options["eta"], 0, 1)
+        if options.get("clip") is not None:
+            clip = options["clip"]
+            if not isinstance(clip, tuple) or len(clip) != 2 or not clip[0] < clip[1]:
+                raise ValueError(f"`clip` must be a pair (low, high), or None. Received: clip={clip!r}")
         self.process, self.sampler, self.null_conditions = process, sampler, null_conditions
         self.interval, self.rescale, self.options = interval, rescale, options
         self._network = None
@@ -133,15 +144,24 @@ def check_conditions(model, labels, num_samples, context, context_mask):
             f"`context` must be {'an array (B, S, D)' if reads_context else 'None'}, for the transformer reads "
             f"{'one' if reads_context else 'none'}. Received: context of type {type(context).__name__}"
         )
+    if context_mask is not None and context is None:
+        raise ValueError("`context_mask` must come with a `context`. Received: context=None")
     if reads_context:
         context = np.asarray(context, "float32")
+        if context.ndim != 3 or not context.size or context.shape[-1] != model.transformer.context_dim:
+            raise ValueError(
+                f"`context` must be of shape (B, S, context_dim={model.transformer.context_dim}), and not empty. "
+                f"Received: shape={context.shape}"
+            )
+        if not np.all(np.isfinite(context)):
+            raise ValueError("`context` must be finite. Received: NaN or infinite values")
         mask = np.ones(context.shape[:2], "bool") if context_mask is None else np.asarray(context_mask, "bool")
+        if mask.shape != context.shape[:2]:
+            raise ValueError(f"`context_mask` must be of shape {context.shape[:2]}. Received: shape={mask.shape}")
         conditions.update(context=context, context_mask=mask)
         sizes["context"] = len(context)
     if num_samples is not None:
-        if num_samples != int(num_samples) or num_samples < 1:
-            raise ValueError(f"`num_samples` must be a positive integer. Received: num_samples={num_samples}")
-        sizes["num_samples"] = int(num_samples)
+        sizes["num_samples"] = positive_integer("num_samples", num_samples)
     if len(set(sizes.values())) > 1:
         raise ValueError(f"Labels, context and `num_samples` must agree on the number of examples. Received: {sizes}")
     count = next(iter(sizes.values()), 1)

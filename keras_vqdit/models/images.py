@@ -3,6 +3,8 @@
 import numpy as np
 from keras import ops
 
+from keras_vqdit.checks import positive_integer
+
 
 def generate_images(model, x, num_samples=10):
     """Generate images from the codes of others: each is encoded, quantized, and decoded from its codes alone.
@@ -91,10 +93,11 @@ def _as_batch(name, x, model, num_samples):
         raise TypeError(
             f"`model` must be a VQVAE, or have its parts `encoder`, `vq` and `decoder`. Received: {model!r}"
         )
-    if num_samples < 1:
-        raise ValueError(f"`num_samples` must be a positive integer. Received: num_samples={num_samples}")
+    positive_integer("num_samples", num_samples)
     x = np.asarray(x)
     received = x.shape
+    if not x.size:
+        raise ValueError(f"`{name}` must have at least one image. Received: {name}.shape={received}")
     x = x.astype("float32") if x.dtype.kind == "f" else x
     if not model.built:
         model(x[:1])

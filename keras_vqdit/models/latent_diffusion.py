@@ -1,13 +1,13 @@
 """Latent diffusion: a tokenizer, a diffusion process and a transformer meet here, and nowhere else."""
 
 import math
-import numbers
 import random
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_vqdit.checks import fits, integer, known_values, number, positive_integer
 from keras_vqdit.diffusion import RectifiedFlow
 from keras_vqdit.diffusion.process import DiffusionProcess
 from keras_vqdit.models.autoencoder import check_float
@@ -113,12 +113,9 @@ class LatentDiffusion(keras.Model):
         ]:
             if not isinstance(value, kind) and (value is not None or name == "transformer"):
                 raise TypeError(f"`{name}` must be a {kind.__name__} (a Keras layer). Received: {name}={value!r}")
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"`label_dropout` must be a probability. Received: label_dropout={label_dropout}")
-        if ema_decay is not None and not 0 <= ema_decay < 1:
-            raise ValueError(
-                f"`ema_decay` must be at least 0 and less than 1, or None. Received: ema_decay={ema_decay}"
-            )
+        number("label_dropout", label_dropout, 0, 1)
+        if ema_decay is not None:
+            number("ema_decay", ema_decay, 0, below=1)
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.process = RectifiedFlow() if process is None else process
@@ -133,7 +130,8 @@ class LatentDiffusion(keras.Model):
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.ema_transformer = None
         if ema_decay is not None:
-            self.ema_transformer = transformer.__class__.from_config(transformer.get_config())
+            config = {**transformer.get_config(), "name": f"{transformer.name}_average"}
+            self.ema_transformer = transformer.__class__.from_config(config)
         self.latent_shape = None
         self._samplers = {}
 
@@ -150,6 +148,7 @@ class LatentDiffusion(keras.Model):
         shapes = input_shape if isinstance(input_shape, dict) else {self.modality: input_shape}
         if "latents" in shapes:
             self.latent_shape = tuple(shapes["latents"][1:])
+            self._check_latent_shape()
         elif self.modality not in shapes:
             raise ValueError(
                 f'The data must have a key "{self.modality}" or "latents". Received: keys {sorted(shapes)}'
@@ -188,6 +187,17 @@ class LatentDiffusion(keras.Model):
         for part in (self.tokenizer, self.ema_transformer):
             if part is not None:
                 _freeze(part)
+
+    def _check_latent_shape(self):
+        """Latents that the tokenizer can not decode must not train for nothing."""
+        example_shape = getattr(self.tokenizer, "example_shape", None)
+        if example_shape is None:
+            return
+        expected = tuple(self.tokenizer.compute_latent_shape((None, *example_shape))[1:])
+        if not fits(self.latent_shape, expected):
+            raise ValueError(
+                f"The latents must be of shape {expected}, those of the tokenizer. Received: {self.latent_shape}"
+            )
 
     def _symbolic_inputs(self, shapes):
         """What the transformer is called with, as symbols: a call builds any layer, whether it defines `build` or not."""
@@ -261,18 +271,47 @@ class LatentDiffusion(keras.Model):
         if isinstance(validation_data, (tuple, list)):
             validation_data = self._with_weights(*validation_data)
         x = self._with_weights(x, None, sample_weight)
+        self._check_arrays(x)
         return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
         self._check_average()
-        return super().evaluate(self._with_weights(x, None, sample_weight), y, *args, **kwargs)
+        x = self._with_weights(x, None, sample_weight)
+        self._check_arrays(x)
+        return super().evaluate(x, y, *args, **kwargs)
 
     def _with_weights(self, x, y=None, sample_weight=None):
         if y is not None:
             raise ValueError(TARGETS.format(type(y).__name__))
         if sample_weight is None:
             return x
+        if not isinstance(x, dict) and not hasattr(x, "shape"):
+            raise ValueError(
+                'Sample weights of a data set must come with its batches, as `{"sample_weight": …}`. '
+                f"Received: x of type {type(x).__name__}"
+            )
         return {**(x if isinstance(x, dict) else {self.modality: x}), "sample_weight": np.asarray(sample_weight)}
+
+    def _check_arrays(self, x):
+        """Check arrays as a whole before the first step: once compiled, values are not known."""
+        if not isinstance(x, dict):
+            return
+        sizes = {key: len(value) for key, value in x.items() if hasattr(value, "shape") and value.shape}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"The data must have equally many examples under every key. Received: {sizes}")
+        weights, labels = x.get("sample_weight"), x.get("label")
+        if weights is not None and len(weights.shape) != 1:
+            raise ValueError(f"`sample_weight` must be of shape (N,). Received: shape={tuple(weights.shape)}")
+        labels = known_values(labels) if self.num_classes and labels is not None else None
+        if labels is None:
+            return
+        if labels.dtype.kind not in "iu" or labels.ndim != 1:
+            raise ValueError(f"Labels must be integers (N,). Received: {labels.dtype}, shape={labels.shape}")
+        if labels.size and not 0 <= labels.min() <= labels.max() <= self.num_classes:
+            raise ValueError(
+                f"Labels must be from 0 to {self.num_classes - 1}, or {self.num_classes} for no label. "
+                f"Received: labels from {labels.min()} to {labels.max()}"
+            )
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         if y is not None:
@@ -389,7 +428,8 @@ class LatentDiffusion(keras.Model):
             labels: a class, or one for each example, (B,). `None` draws without a label.
             num_samples: how many, where neither labels nor a context tell. Defaults to 1.
             num_steps: steps of the sampler; `"heun"` costs two evaluations a step. Defaults to 20.
-            sampler: `"dpmpp_2m"`, `"heun"`, `"euler"`, `"ddim"` or `"ddpm"`. Defaults to `"dpmpp_2m"`.
+            sampler: `"dpmpp_2m"`, `"heun"`, `"euler"`, `"ddim"` or `"ddpm"`, a name in `diffusion.SAMPLERS`. Defaults to
+                `"dpmpp_2m"`.
             guidance_scale: strength of classifier-free guidance, 1 is off. Defaults to 1.
             guidance_interval: guidance is on for times in this range alone; 0 is data, 1 is noise. Defaults to all.
             guidance_rescale: share of the rescaling against over-saturation, 0 to 1. Defaults to 0.
@@ -422,28 +462,29 @@ class LatentDiffusion(keras.Model):
                 "The model does not know the shape of its latents yet: train it, or call it on a batch, before `generate`."
             )
         conditions, count = check_conditions(self, labels, num_samples, context, context_mask)
+        guidance_scale = number("guidance_scale", guidance_scale)
         if guidance_scale != 1.0 and labels is None and context is None:
             raise ValueError(
                 f"Guidance needs labels or a context to guide to. Received: guidance_scale={guidance_scale}"
             )
-        for name, value in (("num_steps", num_steps), ("batch_size", batch_size)):
-            if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
-        num_steps = int(num_steps)
+        num_steps, batch_size = positive_integer("num_steps", num_steps), positive_integer("batch_size", batch_size)
         self._check_average()
         times = self.process.times(num_steps)
-        seed = random.randrange(2**30) if seed is None else int(seed)
+        seed = random.randrange(2**30) if seed is None else integer("seed", seed)
         if self.tokenizer is None:
             sampler_options.setdefault("clip", (-1.0, 1.0))
         sampler_options = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in sampler_options.items()
+            name: tuple(value) if isinstance(value, (list, np.ndarray)) else value
+            for name, value in sampler_options.items()
         }
         if jit_compile == "auto":
             jit_compile = self.compiled and self.jit_compile is True
+        if isinstance(guidance_interval, (list, np.ndarray)):
+            guidance_interval = tuple(guidance_interval)
         run = self._sampler(
             sampler,
             guidance_scale != 1.0,
-            tuple(guidance_interval),
+            guidance_interval,
             guidance_rescale,
             jit_compile,
             **sampler_options,

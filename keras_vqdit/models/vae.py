@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_vqdit.checks import positive_integer
+from keras_vqdit.checks import number, positive_integer
 from keras_vqdit.models import backbones
 from keras_vqdit.models.autoencoder import Autoencoder
 
@@ -87,8 +87,7 @@ class VAE(Autoencoder):
     def __init__(self, encoder, decoder, latent_dim, *, kl_weight=1e-3, modality="image", seed=None, **kwargs):
         super().__init__(encoder, decoder, modality=modality, **kwargs)
         latent_dim = positive_integer("latent_dim", latent_dim)
-        if kl_weight < 0:
-            raise ValueError(f"`kl_weight` must not be negative. Received: kl_weight={kl_weight}")
+        number("kl_weight", kl_weight, 0)
         self.latent_dim, self.kl_weight, self.seed = latent_dim, kl_weight, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.build_if_known()
@@ -195,6 +194,7 @@ class VAE(Autoencoder):
         """
         if not self.built:
             raise ValueError("The shape of the latents is not known before the model is built. Call it on data first.")
+        num_samples = positive_integer("num_samples", num_samples)
         z = keras.random.normal((num_samples, *self.latent_shape), dtype="float32", seed=seed)
         return self.decode(z)
 

@@ -74,6 +74,10 @@ class VQVAE(Autoencoder):
         super().__init__(encoder, decoder, modality=modality, **kwargs)
         if quantizer is None:
             quantizer = VectorQuantizer(num_embeddings, embedding_dim, dtype=self.dtype_policy)
+        elif not isinstance(quantizer, keras.layers.Layer) or not hasattr(quantizer, "encode"):
+            raise TypeError(
+                f"`quantizer` must be a layer as `VectorQuantizer` is one. Received: quantizer={quantizer!r}"
+            )
         for name, value in [("num_embeddings", num_embeddings), ("embedding_dim", embedding_dim)]:
             if getattr(quantizer, name, value) != value:
                 raise ValueError(

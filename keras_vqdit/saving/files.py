@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import tempfile
+import zipfile
 from pathlib import Path
 
 import keras
@@ -99,6 +100,8 @@ def load_model(path, expected=None, *, custom_objects=None):
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no model at {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is damaged, or no .keras file")
     try:
         model = keras.saving.load_model(path, custom_objects=custom_objects)
     except Exception as error:
@@ -110,6 +113,10 @@ def load_model(path, expected=None, *, custom_objects=None):
 
 
 def save_json(content, path):
-    """Save a JSON file, atomically."""
+    """Save a JSON file, atomically.
+
+    Raises:
+        ValueError: for a number that JSON does not know, NaN or infinity.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2) + "\n")
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")

@@ -195,6 +195,26 @@ def test_npz_with_images_and_labels(tmp_path, keys):
     assert (train.info.size, test.info.size) == (12, 4)
 
 
+@pytest.mark.parametrize(
+    "keys", [("images", "lables"), ("images", "y"), ("x_train", "labels_train"), ("image", "Label")]
+)
+def test_a_misspelt_key_does_not_lose_the_labels(tmp_path, keys):
+    np.savez(tmp_path / "m.npz", **dict(zip(keys, (RAMP, np.arange(16)), strict=True)))
+    with pytest.raises(ValueError, match=f"Labels must have the key.*Received: images and {keys[1]}"):
+        data.load(tmp_path / "m.npz")
+
+
+def test_one_single_image_is_no_set():
+    with pytest.raises(ValueError, match=r"shape=\(28, 28, 3\), which looks like one single image"):
+        data.load(np.zeros((28, 28, 3), "uint8"))
+
+
+@pytest.mark.parametrize("largest", [5000, 2_000_000_000])
+def test_labels_with_absurd_gaps_are_refused(largest):
+    with pytest.raises(ValueError, match=f"number the classes from 0 on.*largest label is {largest}, among"):
+        data.load((RAMP, np.array([0, largest] * 8)))
+
+
 def test_npz_with_other_keys_is_refused(tmp_path):
     np.savez(tmp_path / "m.npz", x=RAMP)
     with pytest.raises(ValueError, match="must hold x_train, y_train, x_test, y_test.*Received: x$"):

@@ -207,8 +207,10 @@ def test_describe_falls_back_to_the_shapes_of_other_data_sets():
     [
         ({"batch_size": 0}, "`batch_size` must be a positive integer"),
         ({"channels": 2}, "`channels` must be None, 1 or 3"),
-        ({"test_fraction": 1.0}, "`test_fraction` must lie between 0 and 1"),
+        ({"test_fraction": 1.0}, "`test_fraction` must be a finite number, more than 0 and less than 1"),
         ({"image_size": (8, 8, 3)}, "`image_size` must be a positive integer or a pair"),
+        ({"seed": "x"}, "`seed` must be an integer"),
+        ({"image_size": True}, "`image_size` must be a positive integer or a pair"),
         ({"image_size": 0}, "`image_size` must be a positive integer or a pair"),
     ],
 )

@@ -308,12 +308,12 @@ def test_fit_draws_anew_in_every_step(name, jit_compile):
         (lambda: GaussianDiffusion(num_timesteps=10.0), "Received: num_timesteps=10.0"),
         (
             lambda: GaussianDiffusion(min_snr_gamma=0),
-            "`min_snr_gamma` must be positive, or None. Received: min_snr_gam",
+            "`min_snr_gamma` must be a finite number, more than 0. Received: min_snr_gam",
         ),
         (lambda: GaussianDiffusion(zero_terminal_snr=True), "`prediction` must be 'v' or 'clean' where `zero_terminal"),
         (lambda: GaussianDiffusion("cosine", "eps", zero_terminal_snr=True), "Received: prediction='eps'"),
-        (lambda: RectifiedFlow(scale=0.0), "`scale` must be positive. Received: scale=0.0"),
-        (lambda: RectifiedFlow(shift=-1.0), "`shift` must be positive. Received: shift=-1.0"),
+        (lambda: RectifiedFlow(scale=0.0), "`scale` must be a finite number, more than 0. Received: scale=0.0"),
+        (lambda: RectifiedFlow(shift=-1.0), "`shift` must be a finite number, more than 0. Received: shift=-1.0"),
         (
             lambda: RectifiedFlow().loss(NOISE[..., :2], X0, NOISE, T),
             "`prediction` must have shape (6, 4, 5, 3) for ex",

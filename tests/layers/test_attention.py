@@ -228,7 +228,9 @@ def test_impossible_sizes(arguments, message):
 
 
 def test_impossible_dropout():
-    with pytest.raises(ValueError, match="`dropout` must be at least 0 and less than 1. Received: dropout=1"):
+    with pytest.raises(
+        ValueError, match="`dropout` must be a finite number, at least 0 and less than 1. Received: dropout=1"
+    ):
         MultiHeadAttention(2, 4, dropout=1)
 
 

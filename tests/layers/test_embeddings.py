@@ -140,7 +140,9 @@ def test_label_table_starts_small():
 @pytest.mark.parametrize("label", [-1, 11])
 def test_labels_out_of_range_are_an_error_where_they_are_known(label):
     layer = LabelEmbedding(10, 8)
-    with pytest.raises(ValueError, match=f"Labels must be from 0 to 9, or 10 for no label. Received: labels.*{label}"):
+    with pytest.raises(
+        ValueError, match=f"Labels must be from 0 to 9, or 10 for no label, in whole numbers. Received: labels.*{label}"
+    ):
         layer(np.array([3, label]))
     with pytest.raises(ValueError, match="Labels must be from 0 to 9"):
         layer(tf.constant([3, label]))

@@ -175,7 +175,7 @@ def test_symbolic_shape_and_dtype():
     [
         ((12, 5, 8), {}, "`num_heads` must divide `d_model`. Received: num_heads=5, d_model=12"),
         ((12, 3, 0), {}, "`dff` must be a positive integer. Received: dff=0"),
-        ((12, 3, 8, 1.0), {}, "`rate` must be at least 0 and less than 1. Received: rate=1.0"),
+        ((12, 3, 8, 1.0), {}, "`rate` must be a finite number, at least 0 and less than 1. Received: rate=1.0"),
         ((12, 3, 8), {"conditioning": "film"}, "`conditioning` must be one of None, 'adaln_zero'. Received: .*'film'"),
     ],
 )

@@ -304,11 +304,19 @@ def test_the_codebook_can_be_used_before_the_first_call():
         (
             {"commitment_cost": -0.1},
             ValueError,
-            "`commitment_cost` must not be negative. Received: commitment_cost=-0.1",
+            "`commitment_cost` must be a finite number, at least 0. Received: commitment_cost=-0.1",
         ),
-        ({"decay": 1.5}, ValueError, r"`decay` must be in \[0, 1\). Received: decay=1.5"),
-        ({"epsilon": 0}, ValueError, "`epsilon` must be positive. Received: epsilon=0"),
-        ({"restart_threshold": 2}, ValueError, r"`restart_threshold` must be None or in \[0, 1\)"),
+        (
+            {"decay": 1.5},
+            ValueError,
+            "`decay` must be a finite number, at least 0 and less than 1. Received: decay=1.5",
+        ),
+        ({"epsilon": 0}, ValueError, "`epsilon` must be a finite number, more than 0. Received: epsilon=0"),
+        (
+            {"restart_threshold": 2},
+            ValueError,
+            "`restart_threshold` must be a finite number, at least 0 and less than 1",
+        ),
     ],
     ids=lambda a: next(iter(a)) if isinstance(a, dict) else "",
 )

@@ -51,5 +51,5 @@ def test_low_precision_is_compared_in_float32():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="`max_range` must be positive. Received: max_range=0"):
+    with pytest.raises(ValueError, match="`max_range` must be a finite number, more than 0. Received: max_range=0"):
         PSNR(0)

@@ -340,7 +340,7 @@ assert np.isnan(jax.jit(lambda label: model.label_embedding(label))(label)[3]).a
         ((24, 3, 40, 2), {"patch_size": (2, 1.5)}, "`patch_size` must be a positive integer or 2 of them"),
         ((24, 3, 40, 2), {"num_classes": 0}, "`num_classes` must be a positive integer. Received: num_classes=0"),
         ((24, 3, 40, 2), {"context_dim": 0}, "`context_dim` must be a positive integer. Received: context_dim=0"),
-        ((24, 3, 40, 2, 1.0), {}, "`rate` must be at least 0 and less than 1. Received: rate=1.0"),
+        ((24, 3, 40, 2, 1.0), {}, "`rate` must be a finite number, at least 0 and less than 1. Received: rate=1.0"),
     ],
 )
 def test_impossible_arguments(arguments, options, message):

@@ -466,7 +466,7 @@ def test_wrong_arguments():
         LatentDiffusion(keras.layers.Dense(1), network())
     with pytest.raises(TypeError, match="`transformer` must be a Layer"):
         LatentDiffusion(None, lambda x: x)
-    with pytest.raises(ValueError, match="`label_dropout` must be a probability"):
+    with pytest.raises(ValueError, match="`label_dropout` must be a finite number, at least 0 and at most 1"):
         build(label_dropout=1.5)
     with pytest.raises(TypeError, match="`process` must be a DiffusionProcess"):
         build(process="flow")

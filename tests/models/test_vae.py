@@ -195,7 +195,7 @@ def test_same_seed_same_training():
             "2 \\* `latent_dim` channels, 6.*latent_dim=3.*with 5 channels",
         ),
         (lambda: VAE(encoder(6), decoder(3), 0), "`latent_dim` must be a positive integer.*latent_dim=0"),
-        (lambda: make(kl_weight=-1), "`kl_weight` must not be negative.*kl_weight=-1"),
+        (lambda: make(kl_weight=-1), "`kl_weight` must be a finite number, at least 0.*kl_weight=-1"),
         (lambda: VAE(encoder(6), keras.layers.Dense(1), 3), "`decoder` must give back the shape of the data"),
         (lambda: make()(np.zeros((1, 8, 8, 1), "uint8")), "must be floats.*dtype=uint8"),
         (lambda: make()({"picture": images()}), 'must have a key "image".*picture'),

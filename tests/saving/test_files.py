@@ -51,7 +51,7 @@ def test_loading_says_what_is_wrong(tmp_path):
     with pytest.raises(FileNotFoundError, match="nothing.keras"):
         saving.load_model(tmp_path / "nothing.keras")
     (tmp_path / "broken.keras").write_bytes(b"not a model")
-    with pytest.raises(ValueError, match="broken.keras can not be loaded"):
+    with pytest.raises(ValueError, match="broken.keras is damaged, or no .keras file"):
         saving.load_model(tmp_path / "broken.keras")
     saving.save_model(tiny(), tmp_path / "model.keras")
     with pytest.raises(ValueError, match="must hold a Functional. It holds a Sequential"):
