@@ -8,6 +8,7 @@ from keras_vqdit.layers.codebook import code_statistics, draw_vectors, kmeans, m
 from keras_vqdit.layers.gradient_estimators import rotation_trick, straight_through
 from keras_vqdit.layers.nearest_code import nearest_codes
 from keras_vqdit.layers.quantizer import Quantizer
+from keras_vqdit.training.replicas import defer, learning_is_deferred
 
 KMEANS_ROUNDS = 10
 # The moving count that a drawn code starts with, as a fraction of the mean: enough to wait some 20 steps for its first
@@ -138,7 +139,9 @@ class VectorQuantizer(Quantizer):
         if not self.built:
             self.build()
         if self.codebook_type == "gradient":
-            codes = self.embeddings + self.origin
+            # Of the product TensorFlow gives a dense gradient; of the weight itself slices, a code twice being two of them,
+            # whose squares optimizers add up one by one.
+            codes = (self.embeddings + self.origin) * 1.0
         else:
             codes = moving_codebook(self.count.value, self.total.value, self.epsilon)
         return unit(codes) if self.distance == "cosine" else codes
@@ -157,7 +160,7 @@ class VectorQuantizer(Quantizer):
         restarts = learns and self.restart_threshold is not None
         if restarts or (learns and self.kmeans_init):
             noise = keras.random.uniform((self.num_embeddings + 1,), dtype="float32", seed=self.seed_generator)
-        if learns and self.kmeans_init:
+        if learns and self.kmeans_init and not learning_is_deferred():
             self._initialize(fixed, weights, ones, noise)
 
         codebook = self.codebook  # what this call quantizes with: the table before the update
@@ -167,9 +170,11 @@ class VectorQuantizer(Quantizer):
         counts, sums = code_statistics(fixed, indices, ones, self.num_embeddings)
         self.batch_counts.assign(counts)
         if learns:
-            self._update(counts, sums)
-        if restarts:
-            self._restart(fixed, weights, noise)
+            seen = {"counts": counts[None], "sums": sums[None]}
+            if restarts or self.kmeans_init:
+                seen.update(vectors=fixed, weights=weights, noise=noise[None])
+            if not defer(self, seen):
+                self.learn(**seen)
 
         error = self.commitment_cost * (vectors - ops.stop_gradient(q)) ** 2  # 1711.00937, eq. 3
         if self.codebook_type == "gradient":
@@ -178,6 +183,31 @@ class VectorQuantizer(Quantizer):
         return self.unflatten(z, output, error, weights)
 
     # === Learning ===
+
+    @property
+    def shared_seed_generators(self):
+        """The generators that give the same numbers on every replica: what they draw is for all of them."""
+        return (self.seed_generator,)
+
+    def start(self, *, vectors=None, weights=None, noise=None, **_):
+        """Place the codes by k-means, from the vectors of all replicas; arguments as in `learn`."""
+        if self.kmeans_init:
+            ones = ops.ones_like(vectors[:, 0]) if weights is None else weights
+            self._initialize(vectors, weights, ones, noise[0])
+
+    def learn(self, counts, sums, *, vectors=None, weights=None, noise=None):
+        """Learn from a batch: that of one call, or the parts of all replicas, one after the other.
+
+        Args:
+            counts: `(R, K)`, how many vectors of each replica chose each code.
+            sums: `(R, K, D)`, their sums.
+            vectors: `(N, D)`, the vectors of all replicas.
+            weights: `(N,)`, or None where all count.
+            noise: `(R, K + 1)`, uniform random numbers, R times the same.
+        """
+        self._update(ops.sum(counts, axis=0), ops.sum(sums, axis=0))
+        if self.restart_threshold is not None:
+            self._restart(vectors, weights, noise[0])
 
     def _initialize(self, vectors, weights, ones, noise):
         """Place all codes by k-means, in the first step with a vector that counts."""

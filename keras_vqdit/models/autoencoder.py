@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.layers.latent_statistics import LatentStatistics
+from keras_vqdit.training import DistributedModel
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
@@ -38,7 +39,7 @@ class ExampleLoss(keras.losses.Loss):
         return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
 
 
-class Autoencoder(keras.Model):
+class Autoencoder(DistributedModel):
     """Base class of the auto-encoders: `call` returns `(reconstruction, penalty)`, `fit` minimises their sum.
 
     A subclass defines `call`, `latent_channels`, `encoder_channels`, `penalty_name`, and the tokenizer's `encode_latents` and

@@ -9,6 +9,7 @@ from keras_vqdit.checks import check_times, one_each, positive_integer
 from keras_vqdit.layers.embeddings import LabelEmbedding, TimeEmbedding, sincos_position_embedding
 from keras_vqdit.layers.patches import patch_grid, patchify, unpatchify
 from keras_vqdit.layers.transformer_block import TransformerBlock, modulate
+from keras_vqdit.training import DistributedModel
 
 # name: (d_model, num_heads, num_layers).  DiT (2212.09748), table 1
 SIZES = {
@@ -21,7 +22,7 @@ KEYS = ("x", "t", "label", "context", "context_mask")
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
-class DiffusionTransformer(keras.Model):
+class DiffusionTransformer(DistributedModel):
     """Diffusion transformer (DiT) with adaLN-zero blocks, for sequences, images and video.
 
     A pure function of a noisy input, a time and a condition, whose output has the shape of its input. It knows neither the

@@ -12,6 +12,7 @@ from keras_vqdit.diffusion import RectifiedFlow
 from keras_vqdit.diffusion.process import DiffusionProcess
 from keras_vqdit.models.autoencoder import check_float
 from keras_vqdit.models.generation import CompiledSampler, check_conditions
+from keras_vqdit.training import DistributedModel
 
 CONDITIONS = ("label", "context", "context_mask")
 # dtypes of what the transformer is built with
@@ -25,7 +26,7 @@ TARGETS = (
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
-class LatentDiffusion(keras.Model):
+class LatentDiffusion(DistributedModel):
     """A diffusion model over the latents of a tokenizer: trained by `fit`, drawn from by `generate`.
 
     `call` makes one noised pass and returns the loss of each example, so `fit`, `evaluate`, callbacks and every Keras backend
@@ -324,7 +325,7 @@ class LatentDiffusion(keras.Model):
         loss = ops.mean(loss)
         for extra in self.losses:
             loss = loss + ops.cast(extra, loss.dtype)
-        return loss
+        return self.scale_for_replicas(loss)
 
     @property
     def _reads_context(self):
@@ -332,7 +333,7 @@ class LatentDiffusion(keras.Model):
 
     def _check_average(self):
         """An average that has not learned yet is whatever the transformer is now."""
-        if self.built and self.ema_transformer is not None and float(self.ema_steps) == 0:
+        if self.built and self.ema_transformer is not None and float(self.ema_steps.value + 0.0) == 0:
             self.reset_average()
 
     @property

@@ -1,0 +1,158 @@
+"""Trains small models on so many replicas, and writes down what came of it: run by `test_distributed_model.py`.
+
+Usage: python -m tests.training.replicas_program REPLICAS FILE
+"""
+
+import contextlib
+import os
+import sys
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_vqdit as kv
+
+RNG = np.random.default_rng(0)
+IMAGES = np.tanh(RNG.normal(size=(200, 8, 8, 1)).cumsum(1)).astype("float32")
+LABELS = (np.arange(200) % 3).astype("int32")
+INJECTED = {
+    "image": IMAGES,
+    "label": LABELS,
+    "noise": RNG.normal(size=IMAGES.shape).astype("float32"),
+    "t": RNG.uniform(0.05, 0.95, 200).astype("float32"),
+}
+
+
+def tokenizer(cls=kv.VQVAE, **options):
+    if cls is kv.VQVAE:
+        options = {"num_embeddings": 24, "quantizer": kv.VectorQuantizer(24, 4, seed=1, **options)}
+    return cls.from_size("digits", input_shape=(8, 8, 1), filters=(8, 8), residual_filters=4, **options)
+
+
+def diffusion(num_classes=None, dtype=None, **options):
+    network = kv.DiffusionTransformer(16, 2, 32, 2, patch_size=2, num_classes=num_classes, dtype=dtype)
+    return kv.LatentDiffusion(None, network, seed=1, dtype=dtype, **options)
+
+
+def adam(**options):
+    return keras.optimizers.AdamW(1e-3, **options)
+
+
+# name -> (model, optimizer, data, batch size, options of compile, options of fit)
+CASES = {
+    "ema codebook": (
+        lambda: tokenizer(restart_threshold=0.2), adam, IMAGES, 40, {"jit_compile": True}, {},
+    ),
+    "gradient codebook": (lambda: tokenizer(codebook="gradient"), adam, IMAGES, 40, {"jit_compile": False}, {}),
+    "uneven last batch": (tokenizer, adam, IMAGES[:190], 40, {"jit_compile": False, "metrics": ["mse"]}, {}),
+    "sample weights": (
+        tokenizer, adam, IMAGES, 40, {"jit_compile": False}, {"sample_weight": np.linspace(0, 2, 200, dtype="float32")},
+    ),
+    "diffusion": (diffusion, adam, INJECTED, 40, {"jit_compile": True}, {}),
+    "diffusion with labels": (
+        lambda: diffusion(3, label_dropout=0.0), lambda: keras.optimizers.SGD(0.05), INJECTED, 40, {"jit_compile": False}, {},
+    ),
+    "several steps a call": (
+        diffusion, adam, INJECTED, 40, {"jit_compile": False, "steps_per_execution": 3}, {},
+    ),
+    "muon": (
+        diffusion, lambda: keras.optimizers.Muon(1e-3), INJECTED, 40, {"jit_compile": False}, {},
+    ),
+    "average and accumulation": (
+        diffusion,
+        lambda: adam(use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2, global_clipnorm=1e6),
+        INJECTED, 40, {"jit_compile": False}, {},
+    ),
+}  # fmt: skip
+
+
+class Drawer(kv.training.DistributedModel):
+    """Its weight becomes the mean of what the replicas draw."""
+
+    def __init__(self):
+        super().__init__()
+        self.seed_generator = keras.random.SeedGenerator(5)
+
+    def build(self, input_shape):
+        self.drawn = self.add_weight(shape=(), initializer="zeros", name="drawn")
+
+    def call(self, x):
+        return self.drawn * keras.random.uniform((), seed=self.seed_generator)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        return self.scale_for_replicas(y_pred)
+
+
+def value(variable):
+    """The value on the first replica, and the largest difference to the others."""
+    copies = [np.array(copy, "float64") for copy in getattr(variable._value, "values", [variable._value])]
+    return copies[0], max(np.abs(copy - copies[0]).max() for copy in copies)
+
+
+def main(replicas, file):
+    scope = contextlib.nullcontext
+    if replicas > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
+        scope = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(replicas)]).scope
+    results = {}
+    for name, (make, optimizer, data, batch_size, compiling, fitting) in CASES.items():
+        keras.utils.set_random_seed(3)
+        with scope():
+            model = make()
+            model.compile(optimizer(), **compiling)
+        history = model.fit(data, batch_size=batch_size, epochs=2, shuffle=False, verbose=0, **fitting)
+        for key, values in history.history.items():
+            results[f"{name}/fit {key}"] = values
+        for key, one in model.evaluate(data, batch_size=batch_size, verbose=0, return_dict=True).items():
+            results[f"{name}/evaluate {key}"] = one
+        if isinstance(model, kv.VQVAE):
+            results[f"{name}/predict"] = model.predict(data, batch_size=batch_size, verbose=0)[0]
+        drift = 0.0
+        for variable in [*model.weights, *model.optimizer.variables]:
+            first, difference = value(variable)
+            results[f"{name}/weight {variable.path}"], drift = first, max(drift, difference)
+        results[f"{name}/drift"] = drift
+
+    with scope():
+        model = Drawer()
+        model.compile(keras.optimizers.SGD(-1.0), jit_compile=True)
+    model.fit(np.zeros((8, 1), "float32"), batch_size=8, epochs=1, verbose=0)
+    results["drawn"], results["drawn drift"] = value(model.drawn)
+    results["seed"], results["seed drift"] = value(model.seed_generator.state)
+
+    for dtype in ("mixed_float16", "mixed_bfloat16"):
+        with scope():
+            model = diffusion(dtype=dtype)
+            model.compile(adam(), jit_compile=True)
+        results[f"{dtype}/fit loss"] = model.fit(INJECTED, batch_size=40, epochs=2, verbose=0).history["loss"]
+        results[f"{dtype}/scaled"] = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+    # What was trained on replicas draws, is saved, and goes on elsewhere.
+    with scope():
+        model = diffusion(3)
+        model.compile(adam(), jit_compile=False)
+    model.fit(INJECTED, batch_size=40, verbose=0)
+    draw = {"labels": [0, 1, 2], "num_steps": 3, "guidance_scale": 1.5, "seed": 0, "verbose": 0}
+    results["drawn images"] = model.generate(**draw)
+    model.save(file + ".keras")
+    loaded = keras.saving.load_model(file + ".keras")
+    results["drawn images after loading"] = loaded.generate(**draw)
+    loaded.fit(INJECTED, batch_size=40, verbose=0)
+
+    with scope():
+        model = tokenizer()
+    model.compile(adam())
+    try:
+        model.fit(IMAGES, batch_size=40, verbose=0)
+        results["error"] = ""
+    except ValueError as error:
+        results["error"] = str(error)
+    np.savez(file, **results)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2])

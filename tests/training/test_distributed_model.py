@@ -1,0 +1,80 @@
+"""`fit` on several replicas is exact: the same losses, weights, codebooks and metrics as on one device."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+pytest.importorskip("tensorflow")
+from tests.training.replicas_program import CASES  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Number of replicas -> what `replicas_program` writes down; each in a process of its own, for its logical devices."""
+    folder = tmp_path_factory.mktemp("replicas")
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    processes = {
+        replicas: subprocess.Popen(
+            [sys.executable, "-m", "tests.training.replicas_program", str(replicas), str(folder / f"{replicas}.npz")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        for replicas in (1, 2)
+    }
+    for replicas, process in processes.items():
+        output, _ = process.communicate(timeout=540)
+        assert process.returncode == 0, f"{replicas} replicas: {output[-3000:]}"
+    return {replicas: dict(np.load(folder / f"{replicas}.npz")) for replicas in processes}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_replicas_train_as_one(results, case):
+    one, two = ({k: v for k, v in r.items() if k.startswith(case + "/")} for r in results.values())
+    assert one.keys() == two.keys() and len(one) > 10
+    for key, expected in one.items():
+        if not key.endswith("/drift"):
+            np.testing.assert_allclose(two[key], expected, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_replicas_do_not_drift(results, case):
+    # The matrix products of Muon are rounded in another order at times.
+    assert results[2][f"{case}/drift"] <= (1e-6 if case == "muon" else 0)
+
+
+def test_losses_fall_and_codes_are_used(results):
+    for case in CASES:
+        losses = results[2][f"{case}/fit loss"]
+        assert losses[1] < losses[0]
+    assert results[2]["ema codebook/fit codebook_usage"][-1] > 0.9
+
+
+def test_every_replica_draws_its_own(results):
+    one, two = results.values()
+    assert one["drawn"] != two["drawn"] and two["drawn drift"] == 0
+    np.testing.assert_array_equal(one["seed"], two["seed"])
+    assert two["seed drift"] == 0
+
+
+def test_what_was_trained_on_replicas_draws_and_is_saved(results):
+    for result in results.values():
+        np.testing.assert_allclose(result["drawn images after loading"], result["drawn images"], atol=1e-6)
+
+
+def test_an_optimizer_from_outside_is_told(results):
+    assert results[1]["error"] == ""
+    assert "must be made, and the model compiled, within `strategy.scope()`. Received: " in str(results[2]["error"])
+
+
+@pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
+def test_mixed_precision(results, dtype):
+    for result in results.values():
+        assert np.all(np.isfinite(result[f"{dtype}/fit loss"]))
+        assert result[f"{dtype}/scaled"] == (dtype == "mixed_float16")
