@@ -86,9 +86,7 @@ class MultiHeadAttention(layers.Layer):
     def build(self, query_shape, key_shape=None, value_shape=None):
         if len(query_shape) and isinstance(query_shape[0], (list, tuple)):
             query_shape, key_shape, value_shape = query_shape
-        for name, shape in (("query", query_shape), ("key", key_shape), ("value", value_shape)):
-            if shape is not None and len(shape) != 3:
-                raise ValueError(f"`{name}` must be of shape (B, length, channels). Received: shape={tuple(shape)}")
+        _check_shapes(query_shape, key_shape, value_shape)
         self.is_self_attention = key_shape is None
         if self.is_self_attention:
             self.query_key_value_dense = self._projection("query_key_value_dense", query_shape, 3 * self.d_model)
@@ -116,7 +114,7 @@ class MultiHeadAttention(layers.Layer):
 
     def call(self, query, key=None, value=None, mask=None, return_attention_scores=False, training=None, key_mask=None):
         query, key, value = _three_inputs(query, key, value)
-        self._check_inputs(query, key, value)
+        _check_shapes(*(None if x is None else x.shape for x in (query, key, value)))
         mask = key_mask if mask is None else mask  # Keras hands the mask of one of several inputs over by this name
         if isinstance(mask, (list, tuple)):  # the masks that Keras found on a list of inputs
             mask = mask[1]
@@ -140,18 +138,6 @@ class MultiHeadAttention(layers.Layer):
         heads = dropped @ ops.transpose(v, (0, 2, 1, 3))  # (B, h, T, d_head)
         output = self.output_dense(self._merge_heads(heads))  # (B, T, D)
         return (output, weights) if return_attention_scores else output
-
-    def _check_inputs(self, query, key, value):
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            if x is not None and len(x.shape) != 3:
-                raise ValueError(f"`{name}` must be of shape (B, length, channels). Received: shape={tuple(x.shape)}")
-        if value is not None and key is None:
-            raise ValueError("`value` must come with a `key`. Received: key=None")
-        if value is not None and not fits(value.shape[:2], key.shape[:2]):
-            raise ValueError(
-                "`value` must have as many positions as `key`. "
-                f"Received: key.shape={tuple(key.shape)}, value.shape={tuple(value.shape)}"
-            )
 
     def _weights(self, q, k, mask):
         """Softmax over the keys, in float32 under every policy."""
@@ -201,6 +187,19 @@ class MultiHeadAttention(layers.Layer):
 def _softmax(x):
     # Keras warns of a softmax over a single key, which is no mistake here.
     return ops.softmax(x, axis=-1) if x.shape[-1] != 1 else ops.exp(x - x)
+
+
+def _check_shapes(query_shape, key_shape, value_shape):
+    for name, shape in (("query", query_shape), ("key", key_shape), ("value", value_shape)):
+        if shape is not None and len(shape) != 3:
+            raise ValueError(f"`{name}` must be of shape (B, length, channels). Received: shape={tuple(shape)}")
+    if value_shape is not None and key_shape is None:
+        raise ValueError("`value` must come with a `key`. Received: key=None")
+    if value_shape is not None and not fits(value_shape[:2], key_shape[:2]):
+        raise ValueError(
+            "`value` must have as many positions as `key`. "
+            f"Received: key.shape={tuple(key_shape)}, value.shape={tuple(value_shape)}"
+        )
 
 
 def _three_inputs(query, key, value):

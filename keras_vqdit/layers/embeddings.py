@@ -166,7 +166,9 @@ class LabelEmbedding(layers.Layer):
         self._check_values(labels)
         labels = ops.cast(labels, "int32")
         known = ops.logical_and(labels >= 0, labels <= self.num_classes)
-        rows = ops.take(self.table, ops.where(known, labels, 0), axis=0)
+        # Times one, for TensorFlow's gradient of a bare `take` has a row for every label of the batch, and Keras's optimizers
+        # square, and clip by, the rows of a repeated label one by one instead of their sum.
+        rows = ops.take(self.table * 1.0, ops.where(known, labels, 0), axis=0)
         return ops.cast(ops.where(known[..., None], rows, float("nan")), self.compute_dtype)
 
     def _check_values(self, labels):

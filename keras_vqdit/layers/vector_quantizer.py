@@ -8,7 +8,7 @@ from keras_vqdit.layers.codebook import code_statistics, draw_vectors, kmeans, m
 from keras_vqdit.layers.gradient_estimators import rotation_trick, straight_through
 from keras_vqdit.layers.nearest_code import nearest_codes
 from keras_vqdit.layers.quantizer import Quantizer
-from keras_vqdit.training.replicas import defer, learning_is_deferred
+from keras_vqdit.layers.replicas import defer, learning_is_deferred
 
 KMEANS_ROUNDS = 10
 # The moving count that a drawn code starts with, as a fraction of the mean: enough to wait some 20 steps for its first
@@ -161,7 +161,7 @@ class VectorQuantizer(Quantizer):
         if restarts or (learns and self.kmeans_init):
             noise = keras.random.uniform((self.num_embeddings + 1,), dtype="float32", seed=self.seed_generator)
         if learns and self.kmeans_init and not learning_is_deferred():
-            self._initialize(fixed, weights, ones, noise)
+            self._initialize(fixed, weights, noise)
 
         codebook = self.codebook  # what this call quantizes with: the table before the update
         indices = nearest_codes(fixed, codebook)  # (N,)
@@ -192,8 +192,7 @@ class VectorQuantizer(Quantizer):
     def start(self, *, vectors=None, weights=None, noise=None, **_):
         """Place the codes by k-means, from the vectors of all replicas; arguments as in `learn`."""
         if self.kmeans_init:
-            ones = ops.ones_like(vectors[:, 0]) if weights is None else weights
-            self._initialize(vectors, weights, ones, noise[0])
+            self._initialize(vectors, weights, noise[0])
 
     def learn(self, counts, sums, *, vectors=None, weights=None, noise=None):
         """Learn from a batch: that of one call, or the parts of all replicas, one after the other.
@@ -209,8 +208,9 @@ class VectorQuantizer(Quantizer):
         if self.restart_threshold is not None:
             self._restart(vectors, weights, noise[0])
 
-    def _initialize(self, vectors, weights, ones, noise):
+    def _initialize(self, vectors, weights, noise):
         """Place all codes by k-means, in the first step with a vector that counts."""
+        ones = ops.ones_like(vectors[:, 0]) if weights is None else weights
         everywhere = ops.ones((self.num_embeddings,), "bool")
         any_valid = ops.sum(ones) > 0
         first = ops.logical_and(self.initialized < 0.5, any_valid)

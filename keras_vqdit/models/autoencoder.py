@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqdit.checks import positive_integer
+from keras_vqdit.checks import fits, positive_integer
 from keras_vqdit.layers.latent_statistics import LatentStatistics
 from keras_vqdit.training import DistributedModel
 
@@ -186,7 +186,7 @@ class Autoencoder(DistributedModel):
         """What the reconstruction is compared with: `y` where there is one, else the data themselves."""
         target = self.pick(x if y is None else y)
         shapes = tuple(target.shape), tuple(reconstruction.shape)
-        if len(shapes[0]) != len(shapes[1]) or any(a != b and None not in (a, b) for a, b in zip(*shapes)):
+        if not fits(*shapes):
             raise ValueError(
                 "The target must have the shape of the reconstruction: an auto-encoder needs no labels, "
                 f"`fit(x)` is enough. Received: a target of shape {shapes[0]}, a reconstruction of shape {shapes[1]}"

@@ -3,7 +3,7 @@
 import numpy as np
 from keras import ops
 
-from keras_vqdit.checks import positive_integer
+from keras_vqdit.checks import fits, positive_integer
 
 
 def generate_images(model, x, num_samples=10):
@@ -105,6 +105,6 @@ def _as_batch(name, x, model, num_samples):
     if shape[-1] == 1 and x.shape in (shape[:-1], (*x.shape[:1], *shape[:-1])):
         x = x[..., None]
     x = x[None] if x.ndim == len(shape) else x
-    if x.ndim != len(shape) + 1 or any(n not in (None, size) for n, size in zip(shape, x.shape[1:], strict=True)):
+    if not fits(x.shape[1:], shape):
         raise ValueError(f"`{name}` must be images of shape {shape}. Received: {name}.shape={received}")
     return x

@@ -6,7 +6,7 @@ import types
 import keras
 from keras import ops
 
-from keras_vqdit.training.replicas import deferred_learning
+from keras_vqdit.layers.replicas import deferred_learning
 
 TENSORFLOW = keras.backend.backend() == "tensorflow"
 
@@ -20,7 +20,7 @@ class DistributedModel(keras.Model):
     gradients and statistics, weighted by their numbers of examples, so that R replicas train as one would on all examples.
 
     Every replica draws its own random numbers: its number enters the seeds. Layers that learn from data in `call`, as a
-    codebook does, see the data of all replicas: see `keras_vqdit.training.replicas`.
+    codebook does, see the data of all replicas: see `keras_vqdit.layers.replicas`.
 
     The model, and its optimizer, must be made within `strategy.scope()`.
     """
@@ -56,7 +56,10 @@ class DistributedModel(keras.Model):
             logs = None
             for _, data in zip(range(self.steps_per_execution), iterator):
                 if not self._step.begun:
-                    self._begin(data, training)
+                    self._begin(data)
+                if training and not self._step.started:
+                    strategy.run(self._start_layers, args=(data,))
+                    self._step.started = True
                 logs = one_step(data)
             if logs is None:
                 raise StopIteration
@@ -65,13 +68,8 @@ class DistributedModel(keras.Model):
         return steps
 
     def make_predict_function(self, force=False):
-        if not self._replicated:
+        with self._without_outer_program() if self._replicated else contextlib.nullcontext():
             return super().make_predict_function(force)
-        if force:
-            self.predict_function = None
-        if self.predict_function is None:
-            with self._without_outer_program():
-                super().make_predict_function(force)
 
     @contextlib.contextmanager
     def _without_outer_program(self):
@@ -94,8 +92,8 @@ class DistributedModel(keras.Model):
 
     # === The first batch ===
 
-    def _begin(self, batch, training):
-        """Build the model, and let layers start that start from data."""
+    def _begin(self, batch):
+        """Build what is not built yet, as the batch has it."""
         import tensorflow as tf
 
         strategy = self._distribute_strategy
@@ -108,9 +106,7 @@ class DistributedModel(keras.Model):
             if self.optimizer is not None and not self.optimizer.built:
                 self.optimizer.build(self.trainable_variables)
         _check_made_within_scope(self.weights)
-        if training:
-            strategy.run(self._start_layers, args=(batch,))
-            self._step.begun = True
+        self._step.begun = True
 
     @property
     def _compile_metrics_built(self):
@@ -188,7 +184,7 @@ class DistributedModel(keras.Model):
         import tensorflow as tf
 
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        size = tf.cast(tf.shape(keras.tree.flatten(x)[0])[0], "float32")
+        size = tf.cast(_batch_size(x), "float32")
         total = replica.all_reduce(tf.distribute.ReduceOp.SUM, size)
         return size * replica.num_replicas_in_sync / total
 
@@ -219,8 +215,8 @@ class DistributedModel(keras.Model):
                 with keras.StatelessScope(mapping) as scope, deferred_learning() as notes:
                     y_pred = self(x, training=training)
                     loss = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
-                    size = ops.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
-                    self._loss_tracker.update_state(loss * replica.num_replicas_in_sync, sample_weight=size)
+                    mean = loss * replica.num_replicas_in_sync
+                    self._loss_tracker.update_state(mean, sample_weight=_batch_size(x))
                     logs = self.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
                 scaled = loss * share * loss_scale
             gradients = tape.gradient(scaled, trainable_values) if training else []
@@ -306,7 +302,12 @@ class _Step:
         self.programs = {}  # name -> compiled function of one replica
         self.changed = {}  # name -> the variables that it gives new values
         self.learners = []  # the layers that learn after a training step
-        self.begun = False
+        self.begun = False  # the model, its metrics and its optimizer are built
+        self.started = False  # layers that start from data have done so
+
+
+def _batch_size(x):
+    return ops.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
 
 
 def _check_made_within_scope(variables):
@@ -378,7 +379,7 @@ def _apply_gradients(optimizer, gradients, variables):
         optimizer._apply_weight_decay(variables)
         optimizer._backend_update_step(gradients, variables, optimizer.learning_rate)
 
-    def keep_unless(condition, changed, before):
+    def restore_unless(condition, changed, before):
         for variable, old in zip(changed, before, strict=True):
             variable.assign(ops.where(condition, variable.value, old))
 
@@ -390,7 +391,7 @@ def _apply_gradients(optimizer, gradients, variables):
         changed = [*variables, *optimizer.variables]
         before = [variable.value for variable in changed]
         update([total / steps for total in sums])
-        keep_unless(complete, changed, before)
+        restore_unless(complete, changed, before)
         for slot, total in zip(slots, sums, strict=True):
             slot.assign(ops.where(complete, ops.zeros_like(total), total))
     else:
@@ -403,4 +404,4 @@ def _apply_gradients(optimizer, gradients, variables):
             due = ops.equal((optimizer.iterations + 1) % optimizer.ema_overwrite_frequency, 0)
             before = [variable.value for variable in trainable]
             optimizer._overwrite_model_variables_with_average_value(trainable)
-            keep_unless(due, trainable, before)
+            restore_unless(due, trainable, before)

@@ -137,6 +137,15 @@ def test_label_table_starts_small():
     assert np.std(numpy(layer.table)) == pytest.approx(0.02, rel=0.02)
 
 
+def test_repeated_labels_give_one_gradient_a_row():
+    layer = LabelEmbedding(3, 4)
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(layer(np.array([1, 1, 2])))
+    gradient = tape.gradient(loss, layer.table.value)
+    assert isinstance(gradient, tf.Tensor)  # and not slices, one for each example
+    np.testing.assert_array_equal(numpy(gradient), np.array([0, 2, 1, 0])[:, None] * np.ones(4))
+
+
 @pytest.mark.parametrize("label", [-1, 11])
 def test_labels_out_of_range_are_an_error_where_they_are_known(label):
     layer = LabelEmbedding(10, 8)

@@ -51,7 +51,7 @@ CASES = {
     ),
     "diffusion": (diffusion, adam, INJECTED, 40, {"jit_compile": True}, {}),
     "diffusion with labels": (
-        lambda: diffusion(3, label_dropout=0.0), lambda: keras.optimizers.SGD(0.05), INJECTED, 40, {"jit_compile": False}, {},
+        lambda: diffusion(3, label_dropout=0.0), lambda: adam(clipnorm=0.1), INJECTED, 40, {"jit_compile": False}, {},
     ),
     "muon": (diffusion, lambda: keras.optimizers.Muon(1e-3), INJECTED, 40, {"jit_compile": False}, {}),
     "average, accumulation, several steps a call": (
