@@ -54,8 +54,7 @@ def load(
         data_dir: folder of the TFDS data sets; default TFDS's own.
         download: let TFDS download what is not prepared in `data_dir`.
         test_fraction: fraction of the examples, between 0 and 1, held out where the source has no test set.
-        seed: integer: of the order of the training examples. (As everywhere in `tf.data`, a global seed of TensorFlow
-            enters too, where one is set.)
+        seed: integer: of the order of the training examples, which depends on it and the number of the epoch alone.
         shuffle: shuffle the training examples, differently at every epoch.
         drop_remainder: leave a smaller last batch out of the training set, so that one compiled program serves every
             step. The test set is always whole.

@@ -1,6 +1,7 @@
 """From arrays in memory to a `tf.data.Dataset` that knows what is in it."""
 
 import dataclasses
+import random
 
 from keras_vqdit.data.images import scale
 
@@ -69,13 +70,16 @@ def describe(dataset):
 def to_dataset(features, info):
     """Serve arrays as batches, decoded in memory, shuffled by index and scaled a batch at a time.
 
+    The order of an epoch is a function of the seed and the number of the epoch alone. Epochs count themselves, from 0 on;
+    `set_epoch(n)` says which one comes next, as `training.Checkpoint` does to go on in the middle.
+
     Args:
         features: dict of arrays with the examples along the first axis. uint8 images become float32 in [-1, 1].
         info: `DatasetInfo`; `size` and `shapes` are filled in here.
 
     Returns:
-        `tf.data.Dataset` of dicts, with the attributes `info` and `in_order()`: the same examples, each exactly once
-        an epoch, unshuffled.
+        `tf.data.Dataset` of dicts, with the attributes `info`, `set_epoch(n)` and `in_order()`: the same examples, each exactly
+        once an epoch, unshuffled.
     """
     import tensorflow as tf
 
@@ -84,6 +88,12 @@ def to_dataset(features, info):
     info = dataclasses.replace(info, size=size, shapes=shapes)
     with tf.device("CPU:0"):
         tensors = {name: tf.constant(array) for name, array in features.items()}
+        epoch = tf.Variable(-1, trainable=False, dtype="int64")
+    seed = random.randrange(2**31) if info.seed is None else info.seed
+
+    def order(_):
+        key = tf.stack([tf.constant(seed, "int64"), epoch.assign_add(1)])
+        return tf.random.experimental.stateless_shuffle(tf.range(size, dtype="int64"), seed=key, alg="philox")
 
     def examples(indices):
         return {name: scale(tf.gather(tensor, indices)) for name, tensor in tensors.items()}
@@ -91,11 +101,12 @@ def to_dataset(features, info):
     def serve(shuffle, drop_remainder):
         dataset = tf.data.Dataset.range(size)
         if shuffle:
-            dataset = dataset.shuffle(size, seed=info.seed, reshuffle_each_iteration=True)
+            dataset = tf.data.Dataset.range(1).map(order).unbatch().apply(tf.data.experimental.assert_cardinality(size))
         dataset = dataset.batch(info.batch_size, drop_remainder=drop_remainder and size >= info.batch_size)
         return dataset.map(examples, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
     dataset = serve(info.shuffle, info.drop_remainder)
     dataset.info = info
+    dataset.set_epoch = lambda number: epoch.assign(number - 1)
     dataset.in_order = lambda: serve(False, False)
     return dataset

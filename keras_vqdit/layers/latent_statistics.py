@@ -71,8 +71,10 @@ class LatentStatistics(layers.Layer):
         z = ops.stop_gradient(ops.cast(z, "float32"))
         axes = list(range(len(z.shape) - 1))
         batch = ops.stack([ops.mean(z, axes), ops.mean(z * z, axes)])  # (2, C)
-        self.moments.assign(self.decay * self.moments + (1 - self.decay) * batch)
-        self.mass.assign(self.decay * self.mass + (1 - self.decay))
+        finite = ops.all(ops.isfinite(batch))  # a moving average never forgets a NaN
+        decay = ops.where(finite, self.decay, 1.0)
+        self.moments.assign(decay * self.moments + (1 - decay) * ops.where(finite, batch, 0.0))
+        self.mass.assign(decay * self.mass + (1 - decay))
 
     def set(self, mean, variance):
         """Set the statistics to exact ones, two arrays `(C,)`; further training moves on from them."""

@@ -155,24 +155,24 @@ class VectorQuantizer(Quantizer):
     def call(self, z, mask=None, training=None):
         vectors, weights = self.flatten(z, mask)  # (N, D), (N,) or None
         fixed = ops.stop_gradient(vectors)
-        ones = ops.ones_like(fixed[:, 0]) if weights is None else weights
+        examples, teaches = _finite_examples(fixed, weights)  # (N, D), (N,): a moving average never forgets a NaN
         learns = bool(training) and self.trainable
         restarts = learns and self.restart_threshold is not None
         if restarts or (learns and self.kmeans_init):
             noise = keras.random.uniform((self.num_embeddings + 1,), dtype="float32", seed=self.seed_generator)
         if learns and self.kmeans_init and not learning_is_deferred():
-            self._initialize(fixed, weights, noise)
+            self._initialize(examples, teaches, noise)
 
         codebook = self.codebook  # what this call quantizes with: the table before the update
         indices = nearest_codes(fixed, codebook)  # (N,)
         q = ops.take(codebook, indices, axis=0)  # (N, D)
 
-        counts, sums = code_statistics(fixed, indices, ones, self.num_embeddings)
+        counts, sums = code_statistics(examples, indices, teaches, self.num_embeddings)
         self.batch_counts.assign(counts)
         if learns:
             seen = {"counts": counts[None], "sums": sums[None]}
             if restarts or self.kmeans_init:
-                seen.update(vectors=fixed, weights=weights, noise=noise[None])
+                seen.update(vectors=examples, weights=teaches, noise=noise[None])
             if not defer(self, seen):
                 self.learn(**seen)
 
@@ -201,7 +201,7 @@ class VectorQuantizer(Quantizer):
             counts: `(R, K)`, how many vectors of each replica chose each code.
             sums: `(R, K, D)`, their sums.
             vectors: `(N, D)`, the vectors of all replicas.
-            weights: `(N,)`, or None where all count.
+            weights: `(N,)`, 1 for a vector that counts and 0 for one that does not.
             noise: `(R, K + 1)`, uniform random numbers, R times the same.
         """
         self._update(ops.sum(counts, axis=0), ops.sum(sums, axis=0))
@@ -210,14 +210,13 @@ class VectorQuantizer(Quantizer):
 
     def _initialize(self, vectors, weights, noise):
         """Place all codes by k-means, in the first step with a vector that counts."""
-        ones = ops.ones_like(vectors[:, 0]) if weights is None else weights
         everywhere = ops.ones((self.num_embeddings,), "bool")
-        any_valid = ops.sum(ones) > 0
+        any_valid = ops.sum(weights) > 0
         first = ops.logical_and(self.initialized < 0.5, any_valid)
 
         def start():
             drawn, _ = draw_vectors(vectors, weights, everywhere, noise)
-            return kmeans(vectors, ones, drawn, rounds=KMEANS_ROUNDS, spherical=self.distance == "cosine")
+            return kmeans(vectors, weights, drawn, rounds=KMEANS_ROUNDS, spherical=self.distance == "cosine")
 
         def keep():
             return ops.zeros((self.num_embeddings, self.embedding_dim)), ops.zeros((self.num_embeddings,))
@@ -266,3 +265,10 @@ class VectorQuantizer(Quantizer):
             "restart_threshold": self.restart_threshold,
             "seed": self.seed,
         }
+
+
+def _finite_examples(vectors, weights):
+    """The vectors (N, D) and weights (N,) that a codebook learns from: of those that are not finite none counts."""
+    finite = ops.all(ops.isfinite(vectors), axis=-1)
+    count = ops.cast(finite, "float32")
+    return ops.where(finite[:, None], vectors, 0.0), count if weights is None else weights * count

@@ -37,6 +37,13 @@ def diffusion(num_classes=None, dtype=None, **options):
     return kv.LatentDiffusion(None, network, seed=1, dtype=dtype, **options)
 
 
+def with_a_hole():
+    """The images, and one that is not a number in the second batch."""
+    images = IMAGES.copy()
+    images[55, 3, 3] = np.nan
+    return images
+
+
 def adam(**options):
     return keras.optimizers.AdamW(1e-3, **options)
 
@@ -48,6 +55,9 @@ CASES = {
     "uneven last batch, sample weights": (
         tokenizer, adam, IMAGES[:190], 40, {"jit_compile": False, "metrics": ["mse"]},
         {"sample_weight": np.linspace(0, 2, 190, dtype="float32")},
+    ),
+    "a batch that is not finite": (
+        lambda: tokenizer(restart_threshold=0.2), adam, with_a_hole(), 40, {"jit_compile": True}, {},
     ),
     "diffusion": (diffusion, adam, INJECTED, 40, {"jit_compile": True}, {}),
     "diffusion with labels": (
@@ -101,6 +111,7 @@ def main(replicas, file):
             results[f"{name}/fit {key}"] = values
         for key, one in model.evaluate(data, batch_size=batch_size, verbose=0, return_dict=True).items():
             results[f"{name}/evaluate {key}"] = one
+        results[f"{name}/skipped steps"] = model.skipped_steps
         if isinstance(model, kv.VQVAE):
             results[f"{name}/predict"] = model.predict(data, batch_size=batch_size, verbose=0)[0]
         drift = 0.0

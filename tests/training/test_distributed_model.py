@@ -49,6 +49,15 @@ def test_replicas_do_not_drift(results, case):
     assert results[2][f"{case}/drift"] <= (1e-6 if case == "muon" else 0)
 
 
+def test_a_batch_that_is_not_finite_is_skipped_on_all_replicas(results):
+    for result in results.values():
+        assert result["a batch that is not finite/skipped steps"] == 2  # one an epoch
+        assert np.all(np.isfinite(result["a batch that is not finite/fit loss"]))
+        assert all(
+            np.all(np.isfinite(v)) for k, v in result.items() if k.startswith("a batch that is not finite/weight")
+        )
+
+
 def test_losses_fall_and_codes_are_used(results):
     for case in CASES:
         losses = results[2][f"{case}/fit loss"]

@@ -1,0 +1,360 @@
+"""The steps of a model under a `tf.distribute` strategy: programs of one replica, and what the replicas tell each other."""
+
+import itertools
+import math
+
+import keras
+from keras import ops
+
+from keras_vqdit.layers.replicas import deferred_learning
+from keras_vqdit.training.guard import all_finite, changes_model, find_cause
+from keras_vqdit.training.stateless_optimizer import stateless
+
+# TensorFlow is imported where it is used: the package also runs where Keras has another backend and no TensorFlow.
+
+SEED_FOLD = 7919  # times the number of a replica, it is added to the seeds
+
+
+class ReplicaSteps:
+    """Training, evaluation and prediction steps of a model on each replica.
+
+    A step has two compiled programs, both functions of values alone. The first takes a replica's examples to losses,
+    gradients and observations. Then the replicas talk, once: they add up one vector of all that is to be added, and gather
+    what layers learn from. The second program, the same on every replica, lets layers learn and the optimizer step.
+
+    Args:
+        model: `DistributedModel`, made within the scope of its strategy.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self.programs = {}  # name -> compiled program
+        self.traced = {}  # name -> what was found when the program was traced
+        self.learners = []  # the layers that learn after a training step
+        self.begun = False  # the model, its metrics and its optimizer are built
+        self.started = False  # layers that start from data have done so
+
+    # === The function that `fit` and `evaluate` call ===
+
+    def make_function(self, step_function, *, training):
+        import tensorflow as tf
+
+        model, strategy = self.model, self.model.distribute_strategy
+
+        def one_step(data):
+            logs = strategy.run(step_function, args=(data,))
+            return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), logs)
+
+        def start_layers(data):
+            strategy.run(self._start_layers, args=(data,))
+
+        if not model.run_eagerly:
+            one_step = tf.function(one_step, autograph=False)
+            start_layers = tf.function(start_layers, autograph=False)
+        one_step = model._autoconvert_optionals(
+            one_step if model.run_eagerly else tf.function(one_step, autograph=False)
+        )
+
+        def steps(iterator):
+            logs = None
+            for _, data in zip(range(model.steps_per_execution), iterator):
+                if not self.begun:
+                    self._begin(data)
+                if training and not self.started:
+                    start_layers(data)
+                    self.started = True
+                logs = one_step(data)
+            if logs is None:
+                raise StopIteration
+            return logs
+
+        return steps
+
+    def _begin(self, batch):
+        """Build what is not built yet, as the batch has it."""
+        import tensorflow as tf
+
+        model, strategy = self.model, self.model.distribute_strategy
+        local = tf.nest.map_structure(lambda value: strategy.experimental_local_results(value)[0], batch)
+        if model.optimizer is not None:
+            _check_made_within_scope(model.optimizer.variables)
+        with strategy.scope():
+            metrics = getattr(model, "_compile_metrics", None)
+            if not model.built or not (metrics is None or metrics.built):
+                model._symbolic_build(data_batch=local)
+            if model.optimizer is not None and not model.optimizer.built:
+                model.optimizer.build(model.trainable_variables)
+        _check_made_within_scope(model.weights)
+        self.begun = True
+
+    def _start_layers(self, data):
+        """Let layers that start from data do so, before the first step, from the first batch of all replicas."""
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        variables = [*self.model.trainable_variables, *self._state]
+
+        def observe(values, x):  # compiled as the steps are, for XLA has random numbers of its own
+            with keras.StatelessScope(list(zip(variables, values, strict=True))), deferred_learning() as notes:
+                self.model(x, training=True)
+            self.model._clear_losses()
+            self.learners = [layer for layer, _ in notes]
+            return [seen for _, seen in notes]
+
+        observations = self._program("start", observe)(local_values(variables), x)
+        for layer, seen in zip(self.learners, observations, strict=True):
+            if hasattr(layer, "start"):
+                layer.start(**_join(seen))
+
+    # === Steps of one replica ===
+
+    def train(self, data):
+        return self._step("train", data)
+
+    def test(self, data):
+        return self._step("test", data)
+
+    def predict(self, data):
+        if not self.model.built:
+            raise ValueError(
+                "The model must be built before `predict` under a strategy: train it, or call it on a batch"
+            )
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        variables = [*self.model.trainable_variables, *self._state]
+
+        def predict(values, x):
+            with keras.StatelessScope(list(zip(variables, values, strict=True))):
+                return self.model(x, training=False)
+
+        return self._program("predict", predict)(local_values(variables), x)
+
+    @property
+    def _state(self):
+        return [*self.model.non_trainable_variables, *self.model.metrics_variables]
+
+    def _program(self, name, function):
+        if self.model.run_eagerly:
+            return function
+        if name not in self.programs:
+            import tensorflow as tf
+
+            self.programs[name] = tf.function(function, jit_compile=bool(self.model.jit_compile), autograph=False)
+        return self.programs[name]
+
+    def _step(self, name, data):
+        import tensorflow as tf
+
+        replica = tf.distribute.get_replica_context()
+        training = name == "train"
+        optimizer = self.model.optimizer if training else None
+        trainable, state = self.model.trainable_variables, self._state
+        trained = [*trainable, *optimizer.variables] if training else []
+        loss_scale = optimizer.scale_loss(tf.constant(1.0)) if training else tf.constant(1.0)
+
+        run = self._program(name, self._observe(name, trainable, state))
+        old_state = local_values(state)
+        logs, sums, changes, observations = run(
+            local_values(trainable), old_state, data, loss_scale, replica.replica_id_in_sync_group
+        )
+        sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
+        observations = [_join(seen) for seen in observations]
+
+        update = self._program(f"{name} update", self._update(name, trainable, state, optimizer))
+        new_trained, new_state = update(sums, changes, observations, local_values(trained), old_state)
+        for variable, value in zip([*trained, *self.traced[name].written], [*new_trained, *new_state], strict=True):
+            _assign_here(variable, value)
+        return logs
+
+    def _observe(self, name, trainable, state):
+        """The first program: what one replica finds in its examples."""
+        model, training = self.model, name == "train"
+        num_replicas = model.distribute_strategy.num_replicas_in_sync
+        folded = self._folded_seeds()
+        kinds = _reductions(state, model.metrics_variables)
+        traced = self.traced.setdefault(name, _Traced())
+
+        def observe(trainable_values, state_values, data, loss_scale, replica_id):
+            import tensorflow as tf
+
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+            size = _batch_size(x)
+            begin = [
+                value + ops.stack([ops.cast(replica_id * SEED_FOLD, value.dtype), ops.zeros((), value.dtype)])
+                if id(variable) in folded
+                else value
+                for variable, value in zip(state, state_values, strict=True)
+            ]
+            mapping = [*zip(trainable, trainable_values, strict=True), *zip(state, begin, strict=True)]
+            with tf.GradientTape() as tape:
+                tape.watch(trainable_values)
+                with keras.StatelessScope(mapping) as scope, deferred_learning() as notes:
+                    y_pred = model(x, training=training)
+                    loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
+                    model._loss_tracker.update_state(loss * num_replicas, sample_weight=size)
+                    logs = model.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+                scaled = loss * loss_scale
+            gradients = tape.gradient(scaled, trainable_values) if training else []
+            model._clear_losses()
+
+            # A replica's part of a mean is weighted by its number of examples: the last batch may be uneven.
+            size = ops.cast(size, "float32")
+            sums = {"size": size}
+            if training:
+                sums["bad loss"] = ops.cast(ops.logical_not(ops.isfinite(loss)), "float32")
+                sums["bad data"] = ops.cast(ops.logical_not(all_finite(data)), "float32")
+            for i, gradient in enumerate(gradients):
+                if gradient is not None:
+                    sums[f"gradient {i}"] = ops.cast(tf.convert_to_tensor(gradient), "float32") * size
+            traced.changed, changes = [], []
+            for variable, old, first in zip(state, state_values, begin, strict=True):
+                new = scope.get_current_value(variable)
+                if new is None or new is first:
+                    continue
+                new = new - first + old if id(variable) in folded else new
+                kind = kinds.get(id(variable))
+                if kind:
+                    sums[f"state {len(changes)}"] = new * size if kind == "mean" else new
+                traced.changed.append(variable)
+                changes.append(new)
+            traced.names, traced.shapes = list(sums), [tuple(value.shape) for value in sums.values()]
+            if training:
+                self.learners = [layer for layer, _ in notes]
+            flat = ops.concatenate([ops.reshape(value, (-1,)) for value in sums.values()])
+            return logs, flat, changes, [seen for _, seen in notes]
+
+        return observe
+
+    def _update(self, name, trainable, state, optimizer):
+        """The second program: what all replicas make of what they found, each for itself and all the same."""
+        model, traced = self.model, self.traced[name]
+        num_replicas = model.distribute_strategy.num_replicas_in_sync
+        kinds = _reductions(state, model.metrics_variables)
+
+        def update(flat, changes, observations, trained_values, state_values):
+            import tensorflow as tf
+
+            sums = _unflatten(flat, traced.names, traced.shapes)
+            changes = list(changes)
+            for i, variable in enumerate(traced.changed):
+                kind = kinds.get(id(variable))
+                if kind:
+                    changes[i] = sums[f"state {i}"] / sums["size"] if kind == "mean" else sums[f"state {i}"]
+            if optimizer is None:
+                traced.written = traced.changed
+                return [], changes
+
+            trainable_values, optimizer_values = trained_values[: len(trainable)], trained_values[len(trainable) :]
+            # The losses of the replicas add up to the mean, each divided by their number.
+            gradients = [
+                ops.cast(sums[f"gradient {i}"] / sums["size"] * num_replicas, value.dtype)
+                if f"gradient {i}" in sums
+                else None
+                for i, value in enumerate(trainable_values)
+            ]
+            cause = find_cause(sums["bad data"] == 0, sums["bad loss"] == 0, gradients)
+
+            old = dict(zip(map(id, state), state_values, strict=True))
+            seen = {**old, **dict(zip(map(id, traced.changed), changes, strict=True))}
+            mapping = [*((v, seen[id(v)]) for v in state), *zip(trainable, trainable_values, strict=True)]
+            with keras.StatelessScope(mapping) as scope:
+                for layer, observed in zip(self.learners, observations, strict=True):
+                    layer.learn(**observed)  # before the optimizer, as on one device
+            new = {id(variable): scope.get_current_value(variable) for variable in [*state, *trainable]}
+            written = [variable for variable in state if new[id(variable)] is not old[id(variable)]]
+
+            def step():
+                with stateless(optimizer):
+                    trained = optimizer.stateless_apply(
+                        optimizer_values, gradients, [new[id(variable)] for variable in trainable]
+                    )
+                return [*trained[0], *trained[1]], [new[id(variable)] for variable in written]
+
+            def skip():  # only the random numbers go on
+                return trained_values, [(new if is_seed(v) else old)[id(v)] for v in written]
+
+            fine = changes_model(cause, optimizer)
+            if model.jit_compile:
+                trained, values = tf.nest.map_structure(lambda a, b: ops.where(fine, a, b), step(), skip())
+            else:
+                trained, values = tf.cond(fine, step, skip)
+            with keras.StatelessScope([(v, old[id(v)]) for v in model.skips.variables]) as scope:
+                model.skips.update_state(cause)
+            traced.written = [*written, *model.skips.variables]
+            return trained, [*values, *map(scope.get_current_value, model.skips.variables)]
+
+        return update
+
+    def _folded_seeds(self):
+        """The seeds that differ between replicas: all but those of layers that draw for all of them at once."""
+        shared = {
+            id(generator.state)
+            for layer in self.model._flatten_layers()
+            for generator in getattr(layer, "shared_seed_generators", ())
+        }
+        return {id(v) for v in self.model.non_trainable_variables if is_seed(v) and id(v) not in shared}
+
+
+class _Traced:
+    """What tracing the two programs of a step found out about their results."""
+
+    changed = ()  # the variables that get new values from the first
+    written = ()  # the variables that get new values from the second
+    names, shapes = (), ()  # of the parts of the vector that the replicas add up
+
+
+def is_seed(variable):
+    return variable.name == "seed_generator_state"
+
+
+def _reductions(state, metrics):
+    """`"mean"` or `"sum"` for the variables that are reduced over the replicas; metrics are, when they are read."""
+    own = set(map(id, metrics))
+    return {id(v): v.aggregation for v in state if v.aggregation in ("mean", "sum") and id(v) not in own}
+
+
+def _batch_size(x):
+    return ops.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
+
+
+def _unflatten(flat, names, shapes):
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    parts = [flat[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    return {name: ops.reshape(part, shape) for name, part, shape in zip(names, parts, shapes, strict=True)}
+
+
+def _check_made_within_scope(variables):
+    """A variable of one device would be written by all replicas in turn."""
+    import tensorflow as tf
+
+    alone = [v.path for v in variables if not isinstance(v._value, tf.distribute.DistributedValues)]
+    if alone:
+        raise ValueError(
+            "The model and its optimizer must be made, and the model compiled, within `strategy.scope()`. "
+            f"Received: {len(alone)} variables made outside of it, such as {alone[0]!r}"
+        )
+
+
+def local_values(variables):
+    """The values of variables now: on this replica, or, outside of all, on the first."""
+    import tensorflow as tf
+
+    return [tf.convert_to_tensor(variable.value) for variable in variables]
+
+
+def _assign_here(variable, value):
+    """Assign to this replica's copy of a variable."""
+    copy = variable._value
+    copy = copy._get() if hasattr(copy, "_get") else copy
+    copy.assign(value)
+
+
+def _join(observations):
+    """The observations of all replicas, one after the other, in the order of the examples."""
+    import tensorflow as tf
+
+    replica, joined = tf.distribute.get_replica_context(), {}
+    for name, value in observations.items():
+        if value is not None:
+            shape = value.shape[1:]
+            value = replica.all_gather(value, axis=0)
+            value = tf.ensure_shape(value, [None, *shape])  # which the gathering forgets
+        joined[name] = value
+    return joined
