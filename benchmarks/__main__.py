@@ -6,6 +6,7 @@ import sys
 # name: (module, what it measures)
 BENCHMARKS = {
     "dit": ("benchmarks.dit", "training step and forward pass of a diffusion transformer, against PyTorch eager"),
+    "devices": ("benchmarks.devices", "training step without XLA, with it, and on two replicas; speed of the data"),
     "dropout": ("benchmarks.dropout", "a dropout rate of 0 against no dropout at all"),
     "lookup": ("benchmarks.lookup", "nearest-code lookup, against vector-quantize-pytorch"),
     "fashion": (

@@ -1,6 +1,8 @@
 """The command line: `python -m keras_vqdit` or `keras-vqdit`."""
 
 import argparse
+import contextlib
+import logging
 import sys
 from pathlib import Path
 
@@ -32,8 +34,10 @@ def main(argv=None):
     arguments = build_parser().parse_args(argv)
     try:
         keras.utils.set_random_seed(arguments.seed)
+        if arguments.verbose:
+            show_log()
         arguments.run(arguments)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         print(f"keras-vqdit: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -64,6 +68,7 @@ def train_tokenizer(arguments):
     from keras_vqdit import recipes, saving
 
     check_out(arguments.out, ".keras")
+    strategy = prepare_training(arguments)
     train, test = load(arguments)
     options = {
         name: getattr(arguments, name) for name in ("num_embeddings", "embedding_dim") if getattr(arguments, name)
@@ -75,26 +80,31 @@ def train_tokenizer(arguments):
         size=arguments.size,
         learning_rate=arguments.learning_rate,
         verbose=arguments.verbose,
+        callbacks=training_callbacks(arguments),
+        strategy=strategy,
         **options,
     )
     metrics = recipes.measure_tokenizer(tokenizer, test)
     check_trained(metrics["mse"], arguments.out)
     saving.save_model(tokenizer, arguments.out)
+    remove_checkpoints(arguments)
     report(metrics, arguments.out)
 
 
 def train_diffusion(arguments):
-    from keras_vqdit import recipes, saving
+    from keras_vqdit import recipes, saving, training
     from keras_vqdit.diffusion import GaussianDiffusion, RectifiedFlow
     from keras_vqdit.models import VAE, VQVAE
 
     check_out(arguments.out, ".keras")
-    tokenizer = saving.load_model(arguments.tokenizer, (VQVAE, VAE))
+    strategy = prepare_training(arguments)
+    with training.scope(strategy):
+        tokenizer = saving.load_model(arguments.tokenizer, (VQVAE, VAE))
+        if arguments.process == "flow":
+            process = RectifiedFlow(seed=arguments.seed)
+        else:
+            process = GaussianDiffusion("cosine", "v", zero_terminal_snr=True, min_snr_gamma=5.0, seed=arguments.seed)
     train, _ = load(arguments, tokenizer)
-    if arguments.process == "flow":
-        process = RectifiedFlow(seed=arguments.seed)
-    else:
-        process = GaussianDiffusion("cosine", "v", zero_terminal_snr=True, min_snr_gamma=5.0, seed=arguments.seed)
     model, history = recipes.train_diffusion(
         train,
         tokenizer,
@@ -106,9 +116,12 @@ def train_diffusion(arguments):
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
         verbose=arguments.verbose,
+        callbacks=training_callbacks(arguments),
+        strategy=strategy,
     )
     check_trained(history["loss"][-1], arguments.out)
     saving.save_model(model, arguments.out)
+    remove_checkpoints(arguments)
     report({"loss": history["loss"][-1]}, arguments.out)
 
 
@@ -191,6 +204,61 @@ def evaluate(arguments):
     report({"judge_test_accuracy": accuracy, **measured})
 
 
+# === Training ===
+
+
+def prepare_training(arguments):
+    """The strategy, precision and checkpoints that were asked for; before anything is computed."""
+    from keras_vqdit import training
+
+    devices = None if arguments.devices is None else arguments.devices.split(",")
+    strategy = training.make_strategy(arguments.strategy, devices)
+    if arguments.mixed_precision:
+        keras.config.set_dtype_policy(f"mixed_{arguments.mixed_precision}")
+    folder = checkpoint_folder(arguments)
+    if not arguments.resume and any(folder.glob("epoch-*.npz")):
+        raise ValueError(
+            f"{folder} holds the checkpoints of a training that did not end: --resume goes on from them; delete the folder to "
+            "start anew"
+        )
+    return strategy
+
+
+def checkpoint_folder(arguments):
+    return arguments.out.with_name(f"{arguments.out.stem}-checkpoints")
+
+
+def training_callbacks(arguments):
+    from keras_vqdit import training
+
+    callbacks = [
+        training.Checkpoint(checkpoint_folder(arguments), every=arguments.checkpoint_every),
+        training.Throughput(),
+    ]
+    if arguments.tensorboard:
+        callbacks.append(training.TensorBoard(arguments.tensorboard))
+    return callbacks
+
+
+def remove_checkpoints(arguments):
+    """The model is saved: nothing is left to go on with."""
+    folder = checkpoint_folder(arguments)
+    for path in folder.glob("epoch-*.npz"):
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # somebody else's files may be there
+        folder.rmdir()
+
+
+def show_log():
+    """Show what the package logs, such as what `jit_compile="auto"` chose."""
+    logger = logging.getLogger("keras_vqdit")
+    logger.setLevel(logging.INFO)
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+
+
 # === Arguments ===
 
 
@@ -246,6 +314,7 @@ def build_parser():
 
     command = add(train, "tokenizer", train_tokenizer, "Train a VQ-VAE: images to grids of codes and back.")
     data_arguments(command)
+    training_arguments(command)
     command.add_argument("--out", type=Path, default=Path("saved_models/tokenizer.keras"), help="where to save it")
     command.add_argument("--epochs", type=positive, default=12, help="number of epochs")
     command.add_argument("--batch-size", type=positive, default=32, help="images in a batch")
@@ -256,6 +325,7 @@ def build_parser():
 
     command = add(train, "diffusion", train_diffusion, "Train a diffusion transformer on a tokenizer's latents.")
     data_arguments(command)
+    training_arguments(command)
     command.add_argument("--tokenizer", type=Path, required=True, help="a .keras file of `train tokenizer`")
     command.add_argument(
         "--out", type=Path, default=Path("saved_models/diffusion.keras"), help="where to save the model"
@@ -307,6 +377,22 @@ def data_arguments(command):
         "--download", action="store_true", help="let TensorFlow Datasets download and prepare what is not there"
     )
     command.add_argument("--image-size", type=positive, help="height and width that images are brought to, in pixels")
+
+
+def training_arguments(command):
+    command.add_argument(
+        "--strategy",
+        choices=("none", "mirrored", "multiworker"),
+        default="none",
+        help="mirrored: all GPUs of this machine, or --devices; multiworker: the machines that TF_CONFIG lists",
+    )
+    command.add_argument("--devices", help="of --strategy mirrored, such as gpu:0,gpu:1 or cpu:0,cpu:1")
+    command.add_argument("--mixed-precision", choices=("float16", "bfloat16"), help="compute in half precision")
+    command.add_argument(
+        "--resume", action="store_true", help="go on from the checkpoints that an unfinished training left beside --out"
+    )
+    command.add_argument("--checkpoint-every", type=positive, help="steps between checkpoints; default: an epoch")
+    command.add_argument("--tensorboard", type=Path, help="folder for TensorBoard's logs; default: none")
 
 
 def model_argument(command, text):

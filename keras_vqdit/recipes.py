@@ -13,6 +13,7 @@ from keras_vqdit.metrics.frechet import frechet_distance
 from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
 from keras_vqdit.models.latent_diffusion import LatentDiffusion
 from keras_vqdit.models.vqvae import VQVAE
+from keras_vqdit.training import scope
 
 
 def learning_rate_schedule(train, epochs, learning_rate):
@@ -51,7 +52,7 @@ def diffusion_optimizer(learning_rate):
 
 
 def train_tokenizer(
-    train, test=None, *, epochs, size="digits", learning_rate=2e-3, verbose=1, callbacks=None, **options
+    train, test=None, *, epochs, size="digits", learning_rate=2e-3, verbose=1, callbacks=None, strategy=None, **options
 ):
     """Train a VQ-VAE on a data set of images.
 
@@ -62,15 +63,16 @@ def train_tokenizer(
         learning_rate: highest learning rate. Defaults to 0.002.
         verbose: as in `fit`.
         callbacks: as in `fit`.
+        strategy: of `tf.distribute`. Defaults to `None`.
         **options: arguments of `VQVAE.from_size`, such as `num_embeddings`.
 
     Returns:
         Tuple of the tokenizer and a dict of the training curves.
     """
-    tokenizer = VQVAE.from_size(size, input_shape=data.describe(train).image_shape, **options)
     schedule = learning_rate_schedule(train, epochs, learning_rate)
-    # Keras compiles by XLA of its own accord on accelerators only, but a CPU trains faster with it, too.
-    tokenizer.compile(keras.optimizers.AdamW(schedule, weight_decay=0.0, clipnorm=1.0), jit_compile=True)
+    with scope(strategy):
+        tokenizer = VQVAE.from_size(size, input_shape=data.describe(train).image_shape, **options)
+        tokenizer.compile(keras.optimizers.AdamW(schedule, weight_decay=0.0, clipnorm=1.0))
     history = tokenizer.fit(
         train, validation_data=test, epochs=epochs, shuffle=False, verbose=verbose, callbacks=callbacks
     )
@@ -92,6 +94,7 @@ def train_diffusion(
     seed=None,
     verbose=1,
     callbacks=None,
+    strategy=None,
 ):
     """Train a class-conditional latent diffusion transformer on the latents of a tokenizer, encoded once.
 
@@ -105,6 +108,7 @@ def train_diffusion(
         label_dropout, ema_decay, seed: as in `LatentDiffusion`.
         verbose: as in `fit`.
         callbacks: as in `fit`.
+        strategy: of `tf.distribute`, in whose scope the tokenizer was made or loaded. Defaults to `None`.
 
     Returns:
         Tuple of the model and a dict of the training curves.
@@ -116,17 +120,18 @@ def train_diffusion(
             'The number of classes must be known where the data have a "label": give a data set as `data.load` made it, not one '
             f"that was mapped since, or map the labels away. Received: {type(train).__name__} without `info`"
         )
-    network = DiffusionTransformer(d_model, num_heads, 4 * d_model, num_layers, num_classes=info.num_classes)
-    model = LatentDiffusion(
-        tokenizer,
-        network,
-        process or RectifiedFlow(seed=seed),
-        label_dropout=label_dropout,
-        ema_decay=ema_decay,
-        seed=seed,
-    )
     latents = data.encode_latents(train, tokenizer)
-    model.compile(diffusion_optimizer(learning_rate_schedule(latents, epochs, learning_rate)), jit_compile=True)
+    schedule = learning_rate_schedule(latents, epochs, learning_rate)
+    with scope(strategy):
+        model = LatentDiffusion(
+            tokenizer,
+            DiffusionTransformer(d_model, num_heads, 4 * d_model, num_layers, num_classes=info.num_classes),
+            process or RectifiedFlow(seed=seed),
+            label_dropout=label_dropout,
+            ema_decay=ema_decay,
+            seed=seed,
+        )
+        model.compile(diffusion_optimizer(schedule))
     history = model.fit(latents, epochs=epochs, shuffle=False, verbose=verbose, callbacks=callbacks)
     return model, history.history
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.saving import atomic_path, check_writable
+from keras_vqdit.training.replica_steps import local_values
 
 VERSION = 1
 logger = logging.getLogger("keras_vqdit")
@@ -154,6 +155,11 @@ class Checkpoint(keras.callbacks.Callback):
             self._save(self.epoch, batch + 1)
 
     def on_epoch_end(self, epoch, logs=None):
+        if self.model._run.steps_to_skip:
+            raise ValueError(
+                f"The data must have as many batches as when the checkpoint in {self.folder} was written. Received: "
+                f"{self.model._run.steps_to_skip} batches less than had been trained on"
+            )
         for key, value in (logs or {}).items():
             self.history.setdefault(key, []).append(float(value))
         self._save(epoch + 1, 0)
@@ -224,7 +230,11 @@ def _describe(variable):
 
 
 def _to_numpy(variable):
-    return keras.ops.convert_to_numpy(variable.value)
+    if (
+        keras.backend.backend() == "tensorflow"
+    ):  # a variable of replicas is no tensor yet; a metric's adds them up when it is read
+        variable = local_values([variable])[0]
+    return keras.ops.convert_to_numpy(variable)
 
 
 def _write(path, meta, arrays):

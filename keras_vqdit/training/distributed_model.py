@@ -73,7 +73,8 @@ class DistributedModel(keras.Model):
     def fit(self, x=None, y=None, *args, **kwargs):
         self._run.begin(x, y, shuffled=kwargs.get("shuffle", True))
         try:
-            return super().fit(x, y, *args, **kwargs)
+            with self._run.replicas.explain_lost_workers() if self._replicated else contextlib.nullcontext():
+                return super().fit(x, y, *args, **kwargs)
         finally:
             self._initial_epoch = None  # that of `Checkpoint` is for this call alone
 

@@ -28,8 +28,8 @@ class SkippedSteps(keras.metrics.Metric):
     def update_state(self, cause):
         skipped = ops.not_equal(cause, FINE)
         first = ops.logical_and(skipped, ops.equal(self.in_a_row, 0))
-        self.cause.assign(ops.where(first, cause, self.cause))
-        self.in_a_row.assign(ops.where(skipped, self.in_a_row + 1, 0))
+        self.cause.assign(ops.where(first, cause, self.cause.value))
+        self.in_a_row.assign(ops.where(skipped, self.in_a_row.value + 1, 0))
         self.total.assign(self.total + ops.cast(skipped, "int32"))
 
     def reset_state(self):

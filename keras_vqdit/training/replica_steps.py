@@ -1,5 +1,6 @@
 """The steps of a model under a `tf.distribute` strategy: programs of one replica, and what the replicas tell each other."""
 
+import contextlib
 import itertools
 import math
 
@@ -103,6 +104,31 @@ class ReplicaSteps:
         for layer, seen in zip(self.learners, observations, strict=True):
             if hasattr(layer, "start"):
                 layer.start(**_join(seen))
+
+    @contextlib.contextmanager
+    def explain_lost_workers(self):
+        """Say plainly that a worker is gone where TensorFlow tells of collective operations.
+
+        Raises:
+            ConnectionError: if another worker stopped answering; TensorFlow notices within half a minute.
+        """
+        import tensorflow as tf
+
+        lost = (
+            tf.errors.UnavailableError,
+            tf.errors.AbortedError,
+            tf.errors.CancelledError,
+            tf.errors.DeadlineExceededError,
+        )
+        try:
+            yield
+        except (*lost, tf.errors.InternalError) as error:
+            if not isinstance(self.model.distribute_strategy, tf.distribute.MultiWorkerMirroredStrategy):
+                raise
+            raise ConnectionError(
+                "Another worker stopped, or can not be reached any more, so this one stops too. Start all workers again: with "
+                f"`training.Checkpoint` they go on where they were. TensorFlow says: {str(error).splitlines()[0]}"
+            ) from error
 
     # === Steps of one replica ===
 

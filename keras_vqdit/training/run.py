@@ -44,22 +44,22 @@ class Run:
                 self.watch.look(local_values(counts))
             elif BACKEND == "jax":
                 variables, values = self.model.metrics_variables, result[1][3]
-                self.watch.look([value_of(count, variables, values) for count in counts])
+                self.watch.look(
+                    [value_of(count, variables, values) + 0 for count in counts]
+                )  # a copy, for JAX reuses them
             return result
 
         return train
 
     def _pass_over(self, *arguments):
         for _ in range(min(self.model.steps_per_execution, self.steps_to_skip)):
-            try:
-                next(arguments[-1])
-            except StopIteration:
-                raise ValueError(
-                    f"The data have {self.steps_to_skip} batches less than they had when the checkpoint was written"
-                ) from None
+            next(arguments[-1])
             self.steps_to_skip -= 1
-        logs = self.model.get_metrics_result()
-        return (logs, arguments[0]) if BACKEND == "jax" else logs
+        if BACKEND != "jax":
+            return self.model.get_metrics_result()
+        state = arguments[0]
+        with keras.StatelessScope(list(zip(self.model.metrics_variables, state[3], strict=True))):
+            return self.model.get_metrics_result(), state
 
     # === Data ===
 

@@ -66,26 +66,31 @@ def files(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-CASES = {
-    "tokenizer": (lambda: tokenizer(restart_threshold=0.2), {}),
-    "diffusion": (lambda: diffusion(3), {}),
-    "gradient codebook": (lambda: tokenizer(codebook="gradient"), {"steps_per_execution": 2}),
-    "accumulation, average": (
-        lambda: diffusion(3),
-        {"optimizer": keras.optimizers.Adam(1e-3, use_ema=True, gradient_accumulation_steps=3).get_config()},
+AVERAGE = keras.optimizers.Adam(1e-3, use_ema=True, gradient_accumulation_steps=3)
+CASES = {  # name -> (model, options, epoch and step after which it ends)
+    "tokenizer": (lambda: tokenizer(restart_threshold=0.2), {}, (1, 1)),
+    "diffusion": (lambda: diffusion(3), {}, (0, 3)),
+    "gradient codebook, several steps a call": (
+        lambda: tokenizer(codebook="gradient"), {"steps_per_execution": 2}, (2, 3)
     ),
-}
+    "accumulation, average": (
+        lambda: diffusion(3), {"optimizer": keras.optimizers.serialize(AVERAGE)}, (1, 2)
+    ),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("epoch, step", [(0, 3), (1, 1), (2, 3)])
-@pytest.mark.parametrize("case", CASES)
-def test_training_goes_on_bit_for_bit(case, epoch, step, tmp_path):
-    make, options = CASES[case]
-    if isinstance(options.get("optimizer"), dict):
-        options = {**options, "optimizer": {"class_name": "Adam", "config": options["optimizer"]}}
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, marks=() if case in ("tokenizer", "accumulation, average") else pytest.mark.slow)
+        for case in CASES
+    ],
+)
+def test_training_goes_on_bit_for_bit(case, tmp_path):
+    make, options, moment = CASES[case]
     expected, history = train(make, tmp_path / "whole", every=2, **options)
     with pytest.raises(Stop):
-        train(make, tmp_path / "parts", StopAt(epoch, step), every=2, **options)
+        train(make, tmp_path / "parts", StopAt(*moment), every=2, **options)
     model, resumed = train(make, tmp_path / "parts", every=2, **options)
     assert_equal(model, expected)
     assert resumed.history == history.history
@@ -93,30 +98,50 @@ def test_training_goes_on_bit_for_bit(case, epoch, step, tmp_path):
     assert model.skipped_steps == 0
 
 
+class Line(kv.training.DistributedModel):
+    """As small as a model can be."""
+
+    def __init__(self, dtype=None):
+        super().__init__()
+        self.dense = keras.layers.Dense(1, dtype=dtype)
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def train_line(folder, epochs=1, dtype=None, x=None, shuffle=False, **options):
+    keras.utils.set_random_seed(0)
+    model = Line(dtype)
+    model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
+    model.max_skipped_steps = 2
+    x = np.linspace(-1, 1, 16, dtype="float32")[:, None] if x is None else x
+    callbacks = [kv.training.Checkpoint(folder, **options)]
+    return model, model.fit(x, x, batch_size=4, epochs=epochs, shuffle=shuffle, verbose=0, callbacks=callbacks)
+
+
 def test_more_epochs_go_on_and_as_many_do_nothing(tmp_path):
-    make, _ = CASES["tokenizer"]
-    expected, _ = train(make, tmp_path / "whole", epochs=4)
-    train(make, tmp_path / "parts", epochs=2)
-    model, history = train(make, tmp_path / "parts", epochs=4)
+    expected, _ = train_line(tmp_path / "whole", 4)
+    train_line(tmp_path / "parts", 2)
+    model, _ = train_line(tmp_path / "parts", 4)
     assert_equal(model, expected)
-    again, history = train(make, tmp_path / "parts", epochs=4, seed=1)
+    again, history = train_line(tmp_path / "parts", 4)
     assert_equal(again, expected)
     assert len(history.history["loss"]) == 4
-    again.fit(data()[0], epochs=1, verbose=0)  # without the callback it begins at the first epoch
+    again.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0)  # without the callback it begins at the first epoch
     assert again.history.epoch == [0]
 
 
 def test_so_many_are_kept(tmp_path):
-    train(CASES["tokenizer"][0], tmp_path, every=1, keep=3)
+    train_line(tmp_path, 2, every=1, keep=3)
     assert files(tmp_path) == [
-        "epoch-000002-step-000000003.npz",
-        "epoch-000002-step-000000004.npz",
-        "epoch-000003-step-000000000.npz",
+        "epoch-000001-step-000000003.npz",
+        "epoch-000001-step-000000004.npz",
+        "epoch-000002-step-000000000.npz",
     ]
 
 
 def test_another_model_or_other_data_are_told_and_harm_nothing(tmp_path):
-    make, _ = CASES["tokenizer"]
+    make, *_ = CASES["tokenizer"]
     train(make, tmp_path, epochs=1)
     before = files(tmp_path)
     with pytest.raises(ValueError, match="are of another model"):
@@ -137,15 +162,14 @@ def test_a_model_of_another_kind_is_told(tmp_path):
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])
 def test_a_damaged_file_is_left_out(how, tmp_path, caplog):
-    make, _ = CASES["tokenizer"]
-    expected, _ = train(make, tmp_path / "whole", epochs=3)
-    train(make, tmp_path / "parts", epochs=2)
+    expected, _ = train_line(tmp_path / "whole", 3)
+    train_line(tmp_path / "parts", 2)
     newest = tmp_path / "parts" / "epoch-000002-step-000000000.npz"
     content = bytearray(newest.read_bytes())
     if how == "flipped":
         content[len(content) // 2] ^= 255
     newest.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "flipped": content}[how])
-    model, _ = train(make, tmp_path / "parts", epochs=3)  # from the end of the first epoch on
+    model, _ = train_line(tmp_path / "parts", 3)  # from the end of the first epoch on
     assert_equal(model, expected)
     assert "is damaged, and left out" in caplog.text
 
@@ -153,12 +177,11 @@ def test_a_damaged_file_is_left_out(how, tmp_path, caplog):
 def test_damaged_files_alone_are_an_error(tmp_path):
     (tmp_path / "epoch-000002-step-000000000.npz").write_bytes(b"PK")
     with pytest.raises(ValueError, match="None of the 1 checkpoints in .* is whole"):
-        train(CASES["tokenizer"][0], tmp_path)
+        train_line(tmp_path)
 
 
 def test_a_failed_write_keeps_the_older_file(tmp_path, monkeypatch):
-    make, _ = CASES["tokenizer"]
-    train(make, tmp_path, epochs=1)
+    train_line(tmp_path, 1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
     def full(file, **arrays):
@@ -167,53 +190,30 @@ def test_a_failed_write_keeps_the_older_file(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched, pytest.raises(OSError, match="No space left"):
         patched.setattr(np, "savez", full)
-        train(make, tmp_path, epochs=2)
+        train_line(tmp_path, 2)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     (tmp_path / ".epoch-000001-step-000000000-abcd.npz").write_bytes(b"half")
-    train(CASES["tokenizer"][0], tmp_path, epochs=1)
+    train_line(tmp_path)
     assert files(tmp_path) == ["epoch-000001-step-000000000.npz"]
 
 
 def test_training_that_fails_leaves_a_good_checkpoint(tmp_path):
-    model = tokenizer()
-    model.compile("adam", jit_compile=False)
-    model.max_skipped_steps = 2
-    images = IMAGES.copy()
-    images[20:] = np.nan
+    x = np.linspace(-1, 1, 40, dtype="float32")[:, None]
+    x[12:] = np.nan
     with pytest.raises(FloatingPointError):
-        model.fit(
-            images, batch_size=10, shuffle=False, verbose=0, callbacks=[kv.training.Checkpoint(tmp_path, every=1)]
-        )
-    model = tokenizer()
-    model.compile("adam", jit_compile=False)
-    model.fit(IMAGES, batch_size=10, shuffle=False, verbose=0, callbacks=[kv.training.Checkpoint(tmp_path)])
+        train_line(tmp_path, x=x, every=1)
+    model, _ = train_line(tmp_path, x=np.linspace(-1, 1, 40, dtype="float32")[:, None])
     assert all(np.all(np.isfinite(value)) for value in state(model))
 
 
-class Line(kv.training.DistributedModel):
-    def __init__(self):
-        super().__init__()
-        self.dense = keras.layers.Dense(1, dtype="bfloat16")
-
-    def call(self, x):
-        return self.dense(x)
-
-
 def test_bfloat16_weights_are_kept(tmp_path):
-    def fit(folder, epochs):
-        keras.utils.set_random_seed(0)
-        model = Line()
-        model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
-        x = np.linspace(-1, 1, 16, dtype="float32")[:, None]
-        model.fit(x, x, epochs=epochs, shuffle=False, verbose=0, callbacks=[kv.training.Checkpoint(tmp_path / folder)])
-        return model
-
-    expected = fit("whole", 4)
-    fit("parts", 2)
-    assert_equal(fit("parts", 4), expected)
+    expected, _ = train_line(tmp_path / "whole", 4, "bfloat16")
+    train_line(tmp_path / "parts", 2, "bfloat16")
+    model, _ = train_line(tmp_path / "parts", 4, "bfloat16")
+    assert_equal(model, expected)
 
 
 def test_fewer_batches_than_before_are_told(tmp_path):
@@ -227,17 +227,14 @@ def test_fewer_batches_than_before_are_told(tmp_path):
 
     with pytest.raises(Stop):
         fit(80)
-    with pytest.raises(ValueError, match="The data have 1 batches less than"):
+    with pytest.raises(ValueError, match="The data must have as many batches as when.*Received: 1 batches less"):
         fit(40)
 
 
 def test_shuffled_arrays_are_warned_of(tmp_path, caplog):
-    for shuffle, warned in ((False, False), (True, True)):
-        model = tokenizer()
-        model.compile("adam", jit_compile=False)
-        checkpoint = kv.training.Checkpoint(tmp_path / str(shuffle))
-        model.fit(IMAGES[:20], batch_size=10, shuffle=shuffle, verbose=0, callbacks=[checkpoint])
-        assert ("Keras shuffles arrays anew" in caplog.text) == warned
+    for shuffle in (False, True):
+        train_line(tmp_path / str(shuffle), shuffle=shuffle)
+        assert ("Keras shuffles arrays anew" in caplog.text) == shuffle
 
 
 @pytest.mark.parametrize("arguments", [{"every": 0}, {"every": 1.5}, {"keep": 0}], ids=str)
@@ -278,7 +275,7 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, replicas, kills",
     [
-        ("tokenizer", 1, 2),
+        ("tokenizer", 1, 1),
         pytest.param("tokenizer", 1, 10, marks=SLOW),
         pytest.param("diffusion", 1, 10, marks=SLOW),
         pytest.param("tokenizer", 2, 10, marks=SLOW),

@@ -10,6 +10,7 @@ import pytest
 pytest.importorskip("tensorflow")
 from tests.training.replicas_program import CASES  # noqa: E402
 
+ON_FOUR = ("ema codebook", "diffusion")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -20,13 +21,20 @@ def results(tmp_path_factory):
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
     processes = {
         replicas: subprocess.Popen(
-            [sys.executable, "-m", "tests.training.replicas_program", str(replicas), str(folder / f"{replicas}.npz")],
+            [
+                sys.executable,
+                "-m",
+                "tests.training.replicas_program",
+                str(replicas),
+                str(folder / f"{replicas}.npz"),
+                *names,
+            ],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             env=environment,
         )
-        for replicas in (1, 2)
+        for replicas, names in ((1, ()), (2, ()), (4, ON_FOUR))
     }
     for replicas, process in processes.items():
         output, _ = process.communicate(timeout=540)
@@ -34,24 +42,27 @@ def results(tmp_path_factory):
     return {replicas: dict(np.load(folder / f"{replicas}.npz")) for replicas in processes}
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_two_replicas_train_as_one(results, case):
-    one, two = ({k: v for k, v in r.items() if k.startswith(case + "/")} for r in results.values())
-    assert one.keys() == two.keys() and len(one) > 10
+MANY = [(case, 2) for case in CASES] + [(case, 4) for case in ON_FOUR]
+
+
+@pytest.mark.parametrize("case, replicas", MANY)
+def test_replicas_train_as_one(results, case, replicas):
+    one, many = ({k: v for k, v in results[n].items() if k.startswith(case + "/")} for n in (1, replicas))
+    assert one.keys() == many.keys() and len(one) > 10
     for key, expected in one.items():
         if not key.endswith("/drift"):
-            np.testing.assert_allclose(two[key], expected, rtol=1e-5, atol=1e-5, err_msg=key)
+            np.testing.assert_allclose(many[key], expected, rtol=1e-5, atol=1e-5, err_msg=key)
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_replicas_do_not_drift(results, case):
+@pytest.mark.parametrize("case, replicas", MANY)
+def test_replicas_do_not_drift(results, case, replicas):
     # The matrix products of Muon are rounded in another order at times.
-    assert results[2][f"{case}/drift"] <= (1e-6 if case == "muon" else 0)
+    assert results[replicas][f"{case}/drift"] <= (1e-6 if case == "muon" else 0)
 
 
 def test_a_batch_that_is_not_finite_is_skipped_on_all_replicas(results):
-    for result in results.values():
-        assert result["a batch that is not finite/skipped steps"] == 2  # one an epoch
+    for result in (results[1], results[2]):
+        assert result["a batch that is not finite/skipped steps"] == 4  # one an epoch
         assert np.all(np.isfinite(result["a batch that is not finite/fit loss"]))
         assert all(
             np.all(np.isfinite(v)) for k, v in result.items() if k.startswith("a batch that is not finite/weight")
@@ -61,19 +72,19 @@ def test_a_batch_that_is_not_finite_is_skipped_on_all_replicas(results):
 def test_losses_fall_and_codes_are_used(results):
     for case in CASES:
         losses = results[2][f"{case}/fit loss"]
-        assert losses[1] < losses[0]
+        assert losses[-1] < losses[0]
     assert results[2]["ema codebook/fit codebook_usage"][-1] > 0.9
 
 
 def test_every_replica_draws_its_own(results):
-    one, two = results.values()
+    one, two = results[1], results[2]
     assert one["drawn"] != two["drawn"] and two["drawn drift"] == 0
     np.testing.assert_array_equal(one["seed"], two["seed"])
     assert two["seed drift"] == 0
 
 
 def test_what_was_trained_on_replicas_draws_and_is_saved(results):
-    for result in results.values():
+    for result in (results[1], results[2]):
         np.testing.assert_allclose(result["drawn images after loading"], result["drawn images"], atol=1e-6)
 
 
@@ -84,6 +95,6 @@ def test_an_optimizer_from_outside_is_told(results):
 
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(results, dtype):
-    for result in results.values():
+    for result in (results[1], results[2]):
         assert np.all(np.isfinite(result[f"{dtype}/fit loss"]))
         assert result[f"{dtype}/scaled"] == (dtype == "mixed_float16")
