@@ -6,6 +6,7 @@ Usage: python -m tests.training.replicas_program REPLICAS FILE [CASE ...], all c
 import contextlib
 import os
 import sys
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -57,7 +58,7 @@ CASES = {
         {"sample_weight": np.linspace(0, 2, 190, dtype="float32")},
     ),
     "a batch that is not finite": (
-        lambda: tokenizer(restart_threshold=0.2), adam, with_a_hole(), 40, {"jit_compile": True}, {},
+        lambda: tokenizer(restart_threshold=0.2), adam, with_a_hole(), 40, {"jit_compile": False}, {},
     ),
     "diffusion": (diffusion, adam, INJECTED, 40, {"jit_compile": True}, {}),
     "diffusion with labels": (
@@ -102,6 +103,7 @@ def main(replicas, file, *names):
         scope = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(replicas)]).scope
     results = {}
     for name in names or CASES:
+        print(name, round(time.process_time()), flush=True)
         make, optimizer, data, batch_size, compiling, fitting = CASES[name]
         keras.utils.set_random_seed(3)
         with scope():

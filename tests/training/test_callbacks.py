@@ -535,10 +535,26 @@ JAX = """
 """
 
 
-@pytest.mark.parametrize("backend, program", [("tensorflow", REPLICAS), ("jax", JAX)], ids=["replicas", "jax"])
-def test_elsewhere(backend, program, tmp_path):
-    pytest.importorskip(backend)
-    environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0 and "done" in result.stdout, result.stderr[-3000:]
+PROGRAMS = {"replicas": ("tensorflow", REPLICAS), "jax": ("jax", JAX)}
+
+
+@pytest.fixture(scope="module")
+def processes(tmp_path_factory):
+    """Name -> process, all at the same time."""
+    started = {}
+    for name, (backend, program) in PROGRAMS.items():
+        if importlib.util.find_spec(backend) is not None:
+            environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
+            command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path_factory.mktemp(name))]
+            pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+            started[name] = subprocess.Popen(command, env=environment, **pipes)
+    yield started
+    for process in started.values():
+        process.kill()
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_elsewhere(name, processes):
+    pytest.importorskip(PROGRAMS[name][0])
+    output, _ = processes[name].communicate(timeout=300)
+    assert processes[name].returncode == 0 and "done" in output, output[-3000:]

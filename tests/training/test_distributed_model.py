@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("tensorflow")
 from tests.training.replicas_program import CASES  # noqa: E402
 
-ON_FOUR = ("ema codebook", "diffusion")
+ON_FOUR = ("uneven last batch, sample weights", "diffusion with labels")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
