@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.saving import atomic_path, check_writable
-from keras_vqdit.training.replica_steps import local_values
+from keras_vqdit.training.replica_steps import to_numpy
 
 VERSION = 1
 logger = logging.getLogger("keras_vqdit")
@@ -177,7 +177,7 @@ class Checkpoint(keras.callbacks.Callback):
             "data": self.model._run.describe_data(),
             "variables": [_describe(variable) for variable in variables],
         }
-        arrays = [_to_numpy(variable) for variable in variables]
+        arrays = [to_numpy(variable) for variable in variables]
         if self.is_writer:
             with atomic_path(self.folder / self._name(epoch, step)) as temporary:
                 _write(temporary, meta, arrays)
@@ -227,14 +227,6 @@ class Checkpoint(keras.callbacks.Callback):
 def _describe(variable):
     name = re.sub(r"_\d+", "", variable.name)  # without the numbers that Keras gives out in order
     return name, tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype)
-
-
-def _to_numpy(variable):
-    if (
-        keras.backend.backend() == "tensorflow"
-    ):  # a variable of replicas is no tensor yet; a metric's adds them up when it is read
-        variable = local_values([variable])[0]
-    return keras.ops.convert_to_numpy(variable)
 
 
 def _write(path, meta, arrays):

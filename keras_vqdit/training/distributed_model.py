@@ -9,7 +9,7 @@ from keras import ops
 from keras.src.trainers.trainer import model_supports_jit
 
 from keras_vqdit.training.guard import FINE, SkippedSteps, all_finite, changes_model, find_cause
-from keras_vqdit.training.replica_steps import is_seed
+from keras_vqdit.training.replica_steps import is_seed, to_numpy
 from keras_vqdit.training.run import Run, value_of
 
 BACKEND = keras.backend.backend()
@@ -47,7 +47,7 @@ class DistributedModel(keras.Model):
     @property
     def skipped_steps(self):
         """How many training steps were skipped since the model was made."""
-        return int(ops.convert_to_numpy(self.skips.total))
+        return int(to_numpy(self.skips.total))
 
     @property
     def _replicated(self):

@@ -365,6 +365,13 @@ def local_values(variables):
     return [tf.convert_to_tensor(variable.value) for variable in variables]
 
 
+def to_numpy(variable):
+    """The value of a variable outside of all replicas; a metric's is added up over them."""
+    if keras.backend.backend() == "tensorflow":  # a variable of several workers is no tensor by itself
+        variable = local_values([variable])[0]
+    return ops.convert_to_numpy(variable)
+
+
 def _assign_here(variable, value):
     """Assign to this replica's copy of a variable."""
     copy = variable._value
