@@ -161,7 +161,7 @@ class Checkpoint(keras.callbacks.Callback):
                 f"{self.model._run.steps_to_skip} batches less than had been trained on"
             )
         for key, value in (logs or {}).items():
-            self.history.setdefault(key, []).append(float(value))
+            self.history.setdefault(key, []).append(None if value is None else float(value))
         self._save(epoch + 1, 0)
 
     def _save(self, epoch, step):

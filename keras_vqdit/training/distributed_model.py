@@ -59,15 +59,15 @@ class DistributedModel(keras.Model):
 
     # === What Keras calls ===
 
-    def compile(self, *args, **kwargs):
-        super().compile(*args, **kwargs)
+    def compile(self, *args, jit_compile="auto", **kwargs):
+        super().compile(*args, jit_compile=jit_compile, **kwargs)
+        if jit_compile == "auto":
+            logger.info('%s: jit_compile="auto" chose %s', self.name, self.jit_compile)
         self._run = Run(self)
 
     def _resolve_auto_jit_compile(self):
         # Keras's own answer for TensorFlow is no, without a GPU or under a strategy.
-        chosen = model_supports_jit(self) if BACKEND == "tensorflow" else super()._resolve_auto_jit_compile()
-        logger.info('%s: jit_compile="auto" chose %s', self.name, chosen)
-        return chosen
+        return model_supports_jit(self) if BACKEND == "tensorflow" else super()._resolve_auto_jit_compile()
 
     @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):

@@ -522,12 +522,12 @@ JAX = """
 PROGRAMS = {"replicas": ("tensorflow", REPLICAS), "jax": ("jax", JAX)}
 
 
-@pytest.fixture(scope="module")
-def processes(tmp_path_factory):
-    """Name -> process, all at the same time."""
-    started = {}
+@pytest.fixture(scope="module", autouse=True)
+def processes(request, tmp_path_factory):
+    """Name -> process; they begin with the first test and are asked by the last ones, for they take a while."""
+    started, chosen = {}, {item.name for item in request.session.items}
     for name, (backend, program) in PROGRAMS.items():
-        if importlib.util.find_spec(backend) is not None:
+        if f"test_elsewhere[{name}]" in chosen and importlib.util.find_spec(backend) is not None:
             environment = {**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu"}
             command = [sys.executable, "-c", textwrap.dedent(program), str(tmp_path_factory.mktemp(name))]
             pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
