@@ -80,7 +80,7 @@ def train_tokenizer(arguments):
         size=arguments.size,
         learning_rate=arguments.learning_rate,
         verbose=arguments.verbose,
-        callbacks=training_callbacks(arguments),
+        callbacks=training_callbacks(arguments, examples=next(iter(test))),
         strategy=strategy,
         **options,
     )
@@ -105,6 +105,7 @@ def train_diffusion(arguments):
         else:
             process = GaussianDiffusion("cosine", "v", zero_terminal_snr=True, min_snr_gamma=5.0, seed=arguments.seed)
     train, _ = load(arguments, tokenizer)
+    labels = range(train.info.num_classes) if train.info.num_classes else None
     model, history = recipes.train_diffusion(
         train,
         tokenizer,
@@ -116,7 +117,7 @@ def train_diffusion(arguments):
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
         verbose=arguments.verbose,
-        callbacks=training_callbacks(arguments),
+        callbacks=training_callbacks(arguments, labels=labels),
         strategy=strategy,
     )
     check_trained(history["loss"][-1], arguments.out)
@@ -228,15 +229,14 @@ def checkpoint_folder(arguments):
     return arguments.out.with_name(f"{arguments.out.stem}-checkpoints")
 
 
-def training_callbacks(arguments):
+def training_callbacks(arguments, **pictures):
+    """The callbacks of a training; `pictures` are what TensorBoard shows."""
     from keras_vqdit import training
 
-    callbacks = [
-        training.Checkpoint(checkpoint_folder(arguments), every=arguments.checkpoint_every),
-        training.Throughput(),
-    ]
+    checkpoint = training.Checkpoint(checkpoint_folder(arguments), every=arguments.checkpoint_every)
+    callbacks = [training.Throughput(), checkpoint]
     if arguments.tensorboard:
-        callbacks.append(training.TensorBoard(arguments.tensorboard))
+        callbacks.append(training.TensorBoard(arguments.tensorboard, **pictures))
     return callbacks
 
 
