@@ -11,7 +11,7 @@ pytest.importorskip("tensorflow")
 from tests.training.replicas_program import CASES  # noqa: E402
 
 ON_FOUR = ("uneven last batch, sample weights", "diffusion with labels")
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.timeout(1200)]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def results(tmp_path_factory):
         for replicas, names in ((1, ()), (2, ()), (4, ON_FOUR))
     }
     for replicas, process in processes.items():
-        output, _ = process.communicate(timeout=540)
+        output, _ = process.communicate(timeout=1100)
         assert process.returncode == 0, f"{replicas} replicas: {output[-3000:]}"
     return {replicas: dict(np.load(folder / f"{replicas}.npz")) for replicas in processes}
 
