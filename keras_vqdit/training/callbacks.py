@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from keras_vqdit.checks import positive_integer
+from keras_vqdit.training.replica_steps import to_numpy
 
 logger = logging.getLogger("keras_vqdit")
 NUM_DRAWN = 8
@@ -22,7 +23,8 @@ class Throughput(keras.callbacks.Callback):
     first step, which compiles, to the end of its last one; if an epoch has one step, over that. Validation is left out, and what
     `Checkpoint` passes over after a restart. Steps that were skipped take time, and their examples do not count.
 
-    Give it before other callbacks that read the logs, such as `TensorBoard` and `Checkpoint`.
+    Give it before other callbacks that read the logs, such as `TensorBoard` and `Checkpoint`. An epoch in which nothing is left
+    to train after a restart has NaN.
 
     Example:
 
@@ -74,8 +76,7 @@ class Throughput(keras.callbacks.Callback):
         """How many examples were trained on since the epoch began, and the time when that was known."""
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()
-        count = ops.convert_to_tensor(self.model._loss_tracker.count)  # of all replicas
-        return float(ops.convert_to_numpy(count)), time.perf_counter()  # after it was waited for
+        return float(to_numpy(self.model._loss_tracker.count)), time.perf_counter()  # waits for the device
 
     def _measure(self):
         if self.measured or self.start is None:
