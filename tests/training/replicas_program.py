@@ -118,9 +118,9 @@ def main(replicas, file, *names):
         if isinstance(model, kv.VQVAE):
             results[f"{name}/predict"] = model.predict(data, batch_size=batch_size, verbose=0)[0]
         drift = 0.0
-        for variable in [*model.weights, *model.optimizer.variables]:
+        for i, variable in enumerate([*model.weights, *model.optimizer.variables]):
             first, difference = value(variable)
-            results[f"{name}/weight {variable.path}"], drift = first, max(drift, difference)
+            results[f"{name}/weight {i}"], drift = first, max(drift, difference)
         results[f"{name}/drift"] = drift
     if not names:
         results.update(more(scope, file))
