@@ -66,6 +66,7 @@ def quickstart(arguments):
 
 def train_tokenizer(arguments):
     from keras_vqdit import recipes, saving
+    from keras_vqdit.training.strategies import is_writer
 
     check_out(arguments.out, ".keras")
     strategy = prepare_training(arguments)
@@ -84,8 +85,10 @@ def train_tokenizer(arguments):
         strategy=strategy,
         **options,
     )
+    if not is_writer(strategy):
+        return
     metrics = recipes.measure_tokenizer(tokenizer, test)
-    check_trained(metrics["mse"], arguments.out)
+    check_trained(tokenizer, metrics["mse"], arguments.out)
     saving.save_model(tokenizer, arguments.out)
     remove_checkpoints(arguments)
     report(metrics, arguments.out)
@@ -95,6 +98,7 @@ def train_diffusion(arguments):
     from keras_vqdit import recipes, saving, training
     from keras_vqdit.diffusion import GaussianDiffusion, RectifiedFlow
     from keras_vqdit.models import VAE, VQVAE
+    from keras_vqdit.training.strategies import is_writer
 
     check_out(arguments.out, ".keras")
     strategy = prepare_training(arguments)
@@ -120,7 +124,9 @@ def train_diffusion(arguments):
         callbacks=training_callbacks(arguments, labels=labels),
         strategy=strategy,
     )
-    check_trained(history["loss"][-1], arguments.out)
+    if not is_writer(strategy):
+        return
+    check_trained(model, history["loss"][-1], arguments.out)
     saving.save_model(model, arguments.out)
     remove_checkpoints(arguments)
     report({"loss": history["loss"][-1]}, arguments.out)
@@ -217,7 +223,10 @@ def prepare_training(arguments):
     if arguments.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{arguments.mixed_precision}")
     folder = checkpoint_folder(arguments)
-    if not arguments.resume and any(folder.glob("epoch-*.npz")):
+    found = any(folder.glob("epoch-*.npz"))
+    if arguments.resume and not found:
+        print(f"There are no checkpoints in {folder}: training begins anew", file=sys.stderr)
+    if found and not arguments.resume:
         raise ValueError(
             f"{folder} holds the checkpoints of a training that did not end: --resume goes on from them; delete the folder to "
             "start anew"
@@ -243,7 +252,7 @@ def training_callbacks(arguments, **pictures):
 def remove_checkpoints(arguments):
     """The model is saved: nothing is left to go on with."""
     folder = checkpoint_folder(arguments)
-    for path in folder.glob("epoch-*.npz"):
+    for path in (*folder.glob("epoch-*.npz"), *folder.glob("damaged-epoch-*.npz")):
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # somebody else's files may be there
         folder.rmdir()
@@ -456,9 +465,9 @@ def check_out(path, *suffixes):
     check_writable(path)
 
 
-def check_trained(measure, path):
+def check_trained(model, measure, path):
     """Keep what is there rather than replace it by a model that training has broken."""
-    if not np.isfinite(measure):
+    if model.diverged or not np.isfinite(measure):
         raise ValueError(
             f"Training ended with a loss that is not finite; {path} is left as it was. Try a lower --learning-rate"
         )

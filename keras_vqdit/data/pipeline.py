@@ -85,11 +85,11 @@ def to_dataset(features, info):
 
     size = len(next(iter(features.values())))
     shapes = {name: tuple(array.shape[1:]) for name, array in features.items()}
-    info = dataclasses.replace(info, size=size, shapes=shapes)
+    seed = random.randrange(2**31) if info.shuffle and info.seed is None else info.seed
+    info = dataclasses.replace(info, size=size, shapes=shapes, seed=seed)
     with tf.device("CPU:0"):
         tensors = {name: tf.constant(array) for name, array in features.items()}
         epoch = tf.Variable(-1, trainable=False, dtype="int64")
-    seed = random.randrange(2**31) if info.seed is None else info.seed
 
     def order(_):
         key = tf.stack([tf.constant(seed, "int64"), epoch.assign_add(1)])

@@ -11,6 +11,7 @@ from keras import ops
 
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.training.replica_steps import to_numpy
+from keras_vqdit.training.strategies import is_writer
 
 logger = logging.getLogger("keras_vqdit")
 NUM_DRAWN = 8
@@ -23,7 +24,7 @@ class Throughput(keras.callbacks.Callback):
     first step, which compiles, to the end of its last one; if an epoch has one step, over that. Validation is left out, and what
     `Checkpoint` passes over after a restart. Steps that were skipped take time, and their examples do not count.
 
-    Give it before other callbacks that read the logs, such as `TensorBoard` and `Checkpoint`. An epoch in which nothing is left
+    Give it before other callbacks that read the logs, such as `TensorBoard`. An epoch in which nothing is left
     to train after a restart has NaN.
 
     Example:
@@ -43,10 +44,8 @@ class Throughput(keras.callbacks.Callback):
         self.steps, self.passed_over = 0, False
         self.start = self.first = None  # (examples, seconds) before the first step, and after it
         self.ended = 0.0  # when the last step did
-        self.measured, self.rate = (
-            False,
-            float("nan"),
-        )  # if nothing is trained, as after a restart at the end of an epoch
+        self.measured = False
+        self.rate = float("nan")  # if nothing is trained, as after a restart at the end of an epoch
 
     def on_epoch_begin(self, epoch, logs=None):
         self._reset()
@@ -169,8 +168,7 @@ class TensorBoard(keras.callbacks.TensorBoard):
     @property
     def is_writer(self):
         """Whether this process logs: on several workers, the first one."""
-        strategy = getattr(self.model, "_distribute_strategy", None)
-        return strategy is None or strategy.extended.should_checkpoint
+        return is_writer(getattr(self.model, "_distribute_strategy", None))
 
     @property
     def _train_writer(self):

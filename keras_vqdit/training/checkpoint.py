@@ -12,9 +12,12 @@ import numpy as np
 
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.saving import atomic_path, check_writable
+from keras_vqdit.training.memory import recall, remind
 from keras_vqdit.training.replica_steps import to_numpy
+from keras_vqdit.training.strategies import is_writer
 
-VERSION = 1
+VERSION = 2
+NEVER = 10**9  # an epoch that no training comes to
 logger = logging.getLogger("keras_vqdit")
 
 
@@ -30,8 +33,14 @@ class Checkpoint(keras.callbacks.Callback):
     workers the first one writes, and all read: `folder` must be shared.
 
     The order of the data goes on too for data sets of `kv.data.load` and `kv.data.encode_latents`, and for others that come in
-    the same order in every epoch. Keras draws the order of arrays anew: give `kv.data.load(arrays)`, or `shuffle=False`. What
-    other callbacks remember is not saved.
+    the same order in every epoch. Keras draws the order of arrays anew: give `kv.data.load(arrays)`, or `shuffle=False`.
+
+    What `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` remember goes on as well, and what a callback of your own
+    keeps in the attributes that it names: `remembered = ("count", "best")`. It does not matter where `Checkpoint` stands among
+    the callbacks: it is called after all others. A model that is not finite is not saved.
+
+    With `steps_per_epoch` smaller than the data Keras reads on where the epoch before ended, which a restart can not: the data
+    begin anew with the epoch.
 
     Args:
         folder: where the checkpoints are: one for each training. It is made.
@@ -41,6 +50,7 @@ class Checkpoint(keras.callbacks.Callback):
     Raises:
         ValueError: when `fit` begins, if `folder` holds the checkpoints of another model or of other data, or none that is whole.
         OSError: when `fit` begins, if `folder` can not be written to.
+        TypeError: when `fit` begins, if what a callback remembers can not be saved.
 
     Example:
 
@@ -52,14 +62,17 @@ class Checkpoint(keras.callbacks.Callback):
     ```
     """
 
+    comes_last = True  # of all callbacks of `fit`, for it saves what they did
+
     def __init__(self, folder, *, every=None, keep=2):
         super().__init__()
         self.folder = Path(folder).expanduser()
         self.every = None if every is None else positive_integer("every", every)
         self.keep = positive_integer("keep", keep)
         self.restored = None  # what was read, until the first epoch begins
-        self.epoch = self.begin = 0  # the epoch, and the last step in it that was saved or trained before
-        self.history = {}
+        self.epoch = self.saved_step = 0  # the epoch, and the last step in it that was saved or trained before
+        self.ended_early = False  # a callback stopped the training in the middle of an epoch
+        self.history, self.epochs = {}, []
 
     # === Going on ===
 
@@ -68,42 +81,59 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(
                 f"`Checkpoint` needs a model of this package, a `DistributedModel`. Received: {type(self.model).__name__}"
             )
+        run = self.model._run
         if self.is_writer:
             check_writable(self.folder / "checkpoint")
             for left in self.folder.glob(".epoch-*.npz"):  # of a process that was killed while it wrote
                 left.unlink(missing_ok=True)
-        self.model._run.warn_of_shuffled_arrays()
+        run.warn_of_data(self.params.get("steps"))
+        recall(run.callbacks)  # an error shall come now, not after an epoch
         found = self._read_newest()
         self._check_workers_agree(found)
+        self.restored, self.ended_early = None, False
+        self.history, self.epochs = {}, []
         if found is None:
             return
-        meta, arrays = found
+        meta, arrays, memory = found
         self._check_data(meta)
+        self._check_step(meta["step"])
         with self._scope:
-            self.model._run.build()
+            run.build()
         self._check_variables(meta)
         self._assign(arrays)
+        remind(run.callbacks, meta["callbacks"], memory)
+        self.history, self.epochs = meta["history"], meta["epochs"]
+        history = self.model.history
+        history.epoch = list(self.epochs)
+        history.history.update({key: list(values) for key, values in self.history.items()})
         self.model._initial_epoch = meta["epoch"]
-        self.history = meta["history"]
-        self.model.history.history.update({key: list(values) for key, values in meta["history"].items()})
-        self.restored = found
+        stopper = next((callback for callback in run.callbacks if _stays_stopped(callback)), None)
+        if stopper is not None:
+            self.model._initial_epoch = NEVER
+        if stopper is not None or meta["epoch"] >= self.params["epochs"]:
+            why = "EarlyStopping stopped it" if stopper is not None else f"epochs={self.params['epochs']}"
+            logger.warning(
+                "Nothing is left to train: the checkpoints in %s are at the end of epoch %d (%s)",
+                self.folder, meta["epoch"], why,
+            )  # fmt: skip
+            return
+        self.restored = meta, arrays
         logger.info("Training goes on from %s", self._name(meta["epoch"], meta["step"]))
 
     def on_epoch_begin(self, epoch, logs=None):
         run = self.model._run
         run.set_epoch(epoch)
-        self.epoch, self.begin = epoch, 0
+        self.epoch, self.saved_step = epoch, 0
         if self.restored is not None:
             meta, arrays = self.restored
             self.restored = None
-            self.model.history.epoch = list(meta["epochs"])
+            self.model.history.epoch = list(self.epochs)
             if meta["step"]:
-                self._assign(arrays)  # again, for Keras has reset the metrics since
-            self.begin = meta["step"]
-            run.steps_to_skip = meta["step"]
+                self._assign(arrays)  # again, for Keras has reset metrics, and callbacks have set learning rates
+            self.saved_step = run.steps_to_skip = meta["step"]
 
     def _read_newest(self):
-        """`(meta, arrays)` of the newest file that is whole, or None."""
+        """`(meta, arrays, memory)` of the newest file that is whole, or None."""
         damaged = []
         for path in sorted(self.folder.glob("epoch-*.npz"), reverse=True):
             try:
@@ -114,6 +144,9 @@ class Checkpoint(keras.callbacks.Callback):
                 continue
             if found[0].get("version") != VERSION:
                 raise ValueError(f"{path} must be of version {VERSION}. Received: version {found[0].get('version')}")
+            if self.is_writer:
+                for bad in damaged:  # or it would count as the newest, and whole ones would make way for it
+                    bad.replace(bad.with_name(f"damaged-{bad.name}"))
             return found
         if damaged:
             raise ValueError(f"None of the {len(damaged)} checkpoints in {self.folder} is whole: give another `folder`")
@@ -125,6 +158,14 @@ class Checkpoint(keras.callbacks.Callback):
             raise ValueError(
                 f"The checkpoints in {self.folder} are of a training on other data, or in other batches: {expected}. "
                 f"Received: {received}. Give another `folder` to start anew"
+            )
+
+    def _check_step(self, step):
+        together, steps = self.model.steps_per_execution, self.params.get("steps")
+        if step % together and step != steps:
+            raise ValueError(
+                f"The checkpoint in {self.folder} was written after step {step} of an epoch: `steps_per_execution` must divide "
+                f"that to go on. Received: steps_per_execution={together}"
             )
 
     def _check_variables(self, meta):
@@ -149,39 +190,60 @@ class Checkpoint(keras.callbacks.Callback):
     # === Saving ===
 
     def on_train_batch_end(self, batch, logs=None):
-        # Steps before `begin` were trained before the restart.
-        if self.every and batch + 1 > self.begin and (batch + 1) // self.every > self.begin // self.every:
-            self.begin = batch + 1
-            self._save(self.epoch, batch + 1)
+        steps = self.params.get("steps")
+        step = batch + 1 if steps is None else min(batch + 1, steps)  # Keras counts full calls of several steps
+        if step <= self.saved_step:  # trained before the restart
+            return
+        self.ended_early = bool(self.model.stop_training) and step != steps
+        if self.ended_early or (self.every and step // self.every > self.saved_step // self.every):
+            self.saved_step = step
+            self._save(self.epoch, step)
 
     def on_epoch_end(self, epoch, logs=None):
+        if self.ended_early:
+            return
         if self.model._run.steps_to_skip:
             raise ValueError(
                 f"The data must have as many batches as when the checkpoint in {self.folder} was written. Received: "
                 f"{self.model._run.steps_to_skip} batches less than had been trained on"
             )
         for key, value in (logs or {}).items():
-            self.history.setdefault(key, []).append(None if value is None else float(value))
+            self.history.setdefault(key, []).append(_plain(value))
+        self.epochs.append(epoch)
         self._save(epoch + 1, 0)
+
+    def on_train_end(self, logs=None):
+        if not self.model.history.epoch:  # nothing was left to train
+            self.model.history.epoch = list(self.epochs)
 
     def _save(self, epoch, step):
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()
+        if int(to_numpy(self.model.skips.in_a_row)):
+            return  # the model may be what makes steps fail: the file before is the better one
         variables = self._variables()
+        arrays = [to_numpy(variable) for variable in variables]
+        weights = {id(variable) for variable in self.model.weights}
+        for variable, array in zip(variables, arrays, strict=True):
+            if id(variable) in weights and not np.all(np.isfinite(array)):
+                logger.warning("No checkpoint was written: %s is not finite", variable.path)
+                return
+        remembered, memory = recall(self.model._run.callbacks)
         meta = {
             "version": VERSION,
             "epoch": epoch,
             "step": step,
             "history": self.history,
-            "epochs": list(range(epoch)),
+            "epochs": self.epochs,
+            "callbacks": remembered,
             "data": self.model._run.describe_data(),
             "variables": [_describe(variable) for variable in variables],
         }
-        arrays = [to_numpy(variable) for variable in variables]
         if self.is_writer:
-            with atomic_path(self.folder / self._name(epoch, step)) as temporary:
-                _write(temporary, meta, arrays)
-            for old in sorted(self.folder.glob("epoch-*.npz"))[: -self.keep]:
+            path = self.folder / self._name(epoch, step)
+            with atomic_path(path) as temporary:
+                _write(temporary, meta, arrays, memory)
+            for old in sorted(set(self.folder.glob("epoch-*.npz")) - {path})[: 1 - self.keep or None]:
                 old.unlink(missing_ok=True)
 
     def _name(self, epoch, step):
@@ -210,18 +272,28 @@ class Checkpoint(keras.callbacks.Callback):
     @property
     def is_writer(self):
         """Whether this process writes the checkpoints."""
-        return self._strategy is None or self._strategy.extended.should_checkpoint
+        return is_writer(self._strategy)
 
     def _check_workers_agree(self, found):
         if self._strategy is None:
             return
-        mine = -1.0 if found is None else found[0]["epoch"] * 1e6 + found[0]["step"]
-        mean = float(self._strategy.reduce("MEAN", np.float32(mine), axis=None))
-        if abs(mean - mine) > 0.5:
+        import tensorflow as tf
+
+        if not isinstance(self._strategy, tf.distribute.MultiWorkerMirroredStrategy):
+            return
+        mine = np.array([-1, -1] if found is None else [found[0]["epoch"], found[0]["step"]], "int64")
+        total = self._strategy.reduce("SUM", tf.constant(mine), axis=None).numpy()
+        if not np.array_equal(total, mine * self._strategy.num_replicas_in_sync):
             raise ValueError(
                 f"All workers must find the same checkpoints: `folder` must be shared. Received: folder={str(self.folder)!r}, "
                 "where this worker finds another one than the others"
             )
+
+
+def _stays_stopped(callback):
+    """Whether a callback ended the training that goes on, and would end it now."""
+    early = isinstance(callback, keras.callbacks.EarlyStopping)
+    return early and callback.stopped_epoch > 0 and callback.wait >= callback.patience
 
 
 def _describe(variable):
@@ -229,21 +301,30 @@ def _describe(variable):
     return name, tuple(variable.shape), keras.backend.standardize_dtype(variable.dtype)
 
 
-def _write(path, meta, arrays):
-    names = {f"variable_{i}": array for i, array in enumerate(arrays)}
-    for name, array in names.items():
+def _plain(value):
+    return value if value is None or isinstance(value, str) else np.asarray(value).tolist()
+
+
+def _write(path, meta, arrays, memory):
+    kinds = {"variable": arrays, "memory": memory}
+    meta["memory"] = [keras.backend.standardize_dtype(array.dtype) for array in memory]
+    named = {f"{kind}_{i}": array for kind, arrays in kinds.items() for i, array in enumerate(arrays)}
+    for name, array in named.items():
         if array.dtype.name == "bfloat16":  # which NumPy's files do not know
-            names[name] = array.view("uint16")
+            named[name] = array.view("uint16")
     text = np.frombuffer(json.dumps(meta).encode(), "uint8")
     with open(path, "wb") as file:
-        np.savez(file, meta=text, **names)
+        np.savez(file, meta=text, **named)
 
 
 def _read(path):
+    """`(meta, arrays, memory)`."""
+
+    def array(file, name, dtype):
+        return file[name].view(dtype) if dtype == "bfloat16" else file[name]
+
     with np.load(path, allow_pickle=False) as file:
         meta = json.loads(file["meta"].tobytes())
-        arrays = []
-        for i, (_, _, dtype) in enumerate(meta["variables"]):
-            array = file[f"variable_{i}"]
-            arrays.append(array.view(keras.backend.standardize_dtype(dtype)) if dtype == "bfloat16" else array)
-    return meta, arrays
+        arrays = [array(file, f"variable_{i}", dtype) for i, (_, _, dtype) in enumerate(meta["variables"])]
+        memory = [array(file, f"memory_{i}", dtype) for i, dtype in enumerate(meta.get("memory", []))]
+    return meta, arrays, memory

@@ -2,17 +2,19 @@
 
 import contextlib
 import functools
+import inspect
 import logging
 
 import keras
 from keras import ops
 from keras.src.trainers.trainer import model_supports_jit
 
-from keras_vqdit.training.guard import FINE, SkippedSteps, all_finite, changes_model, find_cause
-from keras_vqdit.training.replica_steps import is_seed, to_numpy
-from keras_vqdit.training.run import Run, value_of
+from keras_vqdit.training.guard import FINE, LOSS, SkippedSteps, all_finite, find_cause, steps_optimizer
+from keras_vqdit.training.replica_steps import batch_size, check_no_strategy, is_seed, to_numpy
+from keras_vqdit.training.run import Run
 
 BACKEND = keras.backend.backend()
+FIT = inspect.signature(keras.Model.fit)
 logger = logging.getLogger("keras_vqdit")
 
 
@@ -50,6 +52,11 @@ class DistributedModel(keras.Model):
         return int(to_numpy(self.skips.total))
 
     @property
+    def diverged(self):
+        """Whether the last training steps were skipped because their loss was not finite, although their data were."""
+        return int(to_numpy(self.skips.in_a_row)) > 0 and int(to_numpy(self.skips.cause)) == LOSS
+
+    @property
     def _replicated(self):
         return BACKEND == "tensorflow" and self._distribute_strategy is not None
 
@@ -60,10 +67,19 @@ class DistributedModel(keras.Model):
     # === What Keras calls ===
 
     def compile(self, *args, jit_compile="auto", **kwargs):
+        if BACKEND == "tensorflow" and self._distribute_strategy is None:
+            check_no_strategy(self)
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         if jit_compile == "auto":
             logger.info('%s: jit_compile="auto" chose %s', self.name, self.jit_compile)
         self._run = Run(self)
+
+    def get_metrics_result(self):
+        logs = super().get_metrics_result()
+        if self.compiled and "loss" in logs:  # Keras calls the mean of nothing 0, as if all had been learned
+            some = ops.cast(self._loss_tracker.count, "float32") > 0
+            logs["loss"] = ops.where(some, logs["loss"], float("nan"))
+        return logs
 
     def _resolve_auto_jit_compile(self):
         # Keras's own answer for TensorFlow is no, without a GPU or under a strategy.
@@ -71,12 +87,17 @@ class DistributedModel(keras.Model):
 
     @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
-        self._run.begin(x, y, shuffled=kwargs.get("shuffle", True))
+        arguments = FIT.bind(self, x, y, *args, **kwargs).arguments
+        run = self._run
+        arguments["callbacks"] = run.begin(x, y, arguments.get("shuffle", True), arguments.get("callbacks"))
         try:
-            with self._run.replicas.explain_lost_workers() if self._replicated else contextlib.nullcontext():
-                return super().fit(x, y, *args, **kwargs)
+            with run.replicas.explain_lost_workers() if self._replicated else contextlib.nullcontext():
+                history = super().fit(**{name: value for name, value in arguments.items() if name != "self"})
+            run.watch.look_at_last()
+            return history
         finally:
             self._initial_epoch = None  # that of `Checkpoint` is for this call alone
+            run.end()
 
     def make_train_function(self, force=False):
         if self.train_function is None or force:
@@ -132,8 +153,7 @@ class DistributedModel(keras.Model):
         with tf.GradientTape() as tape:
             y_pred = self(x, training=True)
             loss = self.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=True)
-            size = ops.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
-            self._loss_tracker.update_state(loss, sample_weight=size)
+            self._loss_tracker.update_state(loss, sample_weight=batch_size(x))
             scaled = self.optimizer.scale_loss(loss)
         trainable = self.trainable_variables
         gradients = tape.gradient(scaled, trainable)
@@ -142,30 +162,49 @@ class DistributedModel(keras.Model):
         cause = find_cause(all_finite(data), tf.math.is_finite(loss), dense)
 
         def step():
-            self.optimizer.apply_gradients(zip(gradients, trainable, strict=True))
+            if trainable:
+                self.optimizer.apply_gradients(zip(gradients, trainable, strict=True))
 
         def undo():
             for variable, value in zip(state, before, strict=True):
                 variable.assign(value)
 
-        tf.cond(changes_model(cause, self.optimizer), step, undo)
+        def nothing():
+            pass
+
+        if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+            tf.cond(steps_optimizer(cause, self.optimizer), step, nothing)
+            tf.cond(tf.equal(cause, FINE), nothing, undo)
+        else:
+            tf.cond(tf.equal(cause, FINE), step, undo)
         self.skips.update_state(cause)
-        return logs
+        return {**logs, **self.get_metrics_result()}  # those of a step that was undone are undone
 
     def _train_step_of_jax(self, state, data):
-        """The step of `keras.Model`, which is undone where the loss or the new weights are not finite."""
-        logs, new = super().train_step(state, data)
-        total_loss = value_of(self._loss_tracker.variables[0], self.metrics_variables, new[3])
-        cause = find_cause(all_finite(data), ops.isfinite(total_loss), new[0])
+        """The step of `keras.Model`, which a loss or gradients that are not finite undo."""
+        import jax
 
-        def choose(after, before):
-            return [ops.where(cause == FINE, a, b) for a, b in zip(after, before, strict=True)]
+        trainable, non_trainable, optimizer, metrics = state
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        differentiate = jax.value_and_grad(self.compute_loss_and_updates, has_aux=True)
+        (_, (loss, y_pred, new_non_trainable, new_metrics)), gradients = differentiate(
+            trainable, non_trainable, metrics, x, y, sample_weight, training=True, optimizer_variables=optimizer
+        )
+        new_trainable, new_optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
+        logs, new_metrics = self._update_metrics_variables(new_metrics, loss, x, y, y_pred, sample_weight)
+        cause = find_cause(all_finite(data), ops.isfinite(loss), gradients)
 
-        trainable, non_trainable, optimizer, metrics = map(choose, new, state)
+        def choose(condition, after, before):
+            return [ops.where(condition, a, b) for a, b in zip(after, before, strict=True)]
+
+        fine, steps = ops.equal(cause, FINE), steps_optimizer(cause, self.optimizer)
+        trainable, optimizer = choose(steps, new_trainable, trainable), choose(steps, new_optimizer, optimizer)
+        non_trainable, metrics = choose(fine, new_non_trainable, non_trainable), choose(fine, new_metrics, metrics)
         for i, variable in enumerate(self.non_trainable_variables):
             if is_seed(variable):
-                non_trainable[i] = new[1][i]
+                non_trainable[i] = new_non_trainable[i]
         with keras.StatelessScope(list(zip(self.metrics_variables, metrics, strict=True))) as scope:
             self.skips.update_state(cause)
+            logs = {**logs, **self.get_metrics_result()}  # those of a step that was undone are undone
         metrics = [scope.get_current_value(variable) for variable in self.metrics_variables]
         return logs, (trainable, non_trainable, optimizer, metrics)

@@ -70,10 +70,10 @@ def all_finite(data):
     return finite
 
 
-def changes_model(cause, optimizer):
-    """Whether a step of this cause changes the model.
+def steps_optimizer(cause, optimizer):
+    """Whether the optimizer takes a step of this cause.
 
-    An optimizer that scales the loss expects gradients to overflow, skips such a step by itself, and lowers its scale.
+    One that scales the loss expects gradients to overflow: it leaves the weights alone by itself, and lowers its scale.
     """
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return ops.logical_and(ops.not_equal(cause, LOSS), ops.not_equal(cause, DATA))
@@ -83,16 +83,17 @@ def changes_model(cause, optimizer):
 class Watch:
     """Follows the counts of `SkippedSteps` while a model trains: warns once, and stops at last.
 
-    It looks at the counts of the step before, so that the host need not wait for the device.
+    It looks at the counts of the call before, so that the host need not wait for the device.
     """
 
     def __init__(self, model):
         self.model = model
         self.warned = False
+        self.total = None  # of the call before
         self.pending = None
 
     def look(self, counts):
-        """Take the values of `SkippedSteps`' variables after a step.
+        """Take the values of `SkippedSteps`' variables after a call of the train function.
 
         Raises:
             FloatingPointError: after `max_skipped_steps` in a row.
@@ -101,8 +102,10 @@ class Watch:
         if counts is None:
             return
         total, in_a_row, cause = (int(count) for count in counts)
+        skipped = in_a_row > 0 if self.total is None else total > self.total
+        self.total = total
         scaled = isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer) and cause >= 0
-        if in_a_row and not self.warned and not scaled:
+        if skipped and not self.warned and not scaled:
             self.warned = True
             logger.warning(
                 "A training step was skipped: %s. The model is as before; `skipped_steps` counts such steps",
@@ -115,10 +118,16 @@ class Watch:
                 f"{self.describe(cause)}. None of them changed the model, and no checkpoint was harmed"
             )
 
+    def look_at_last(self):
+        """Look at the counts of the last calls, too."""
+        self.look(None)
+        self.look([ops.convert_to_numpy(count) for count in self.model.skips.variables])
+        self.look(None)
+
     def describe(self, cause):
         if cause == DATA:
             return "the data were not finite (NaN or infinite values in the batch)"
         if cause == LOSS:
             return "the loss was not finite, of finite data"
         path = self.model.trainable_variables[cause].path
-        return f"the gradient of {path!r} was not finite, of a finite loss"
+        return f"the gradient of {path!r} was not finite, of a finite loss (the last such layer, from which it spreads)"

@@ -8,7 +8,7 @@ import keras
 from keras import ops
 
 from keras_vqdit.layers.replicas import deferred_learning
-from keras_vqdit.training.guard import all_finite, changes_model, find_cause
+from keras_vqdit.training.guard import FINE, all_finite, find_cause, steps_optimizer
 from keras_vqdit.training.stateless_optimizer import stateless
 
 # TensorFlow is imported where it is used: the package also runs where Keras has another backend and no TensorFlow.
@@ -29,7 +29,7 @@ class ReplicaSteps:
 
     def __init__(self, model):
         self.model = model
-        self.programs = {}  # name -> compiled program
+        self.programs = {}  # (name, variables) -> compiled program
         self.traced = {}  # name -> what was found when the program was traced
         self.learners = []  # the layers that learn after a training step
         self.begun = False  # the model, its metrics and its optimizer are built
@@ -52,9 +52,7 @@ class ReplicaSteps:
         if not model.run_eagerly:
             one_step = tf.function(one_step, autograph=False)
             start_layers = tf.function(start_layers, autograph=False)
-        one_step = model._autoconvert_optionals(
-            one_step if model.run_eagerly else tf.function(one_step, autograph=False)
-        )
+        one_step = model._autoconvert_optionals(one_step)
 
         def steps(iterator):
             logs = None
@@ -80,12 +78,8 @@ class ReplicaSteps:
         if model.optimizer is not None:
             _check_made_within_scope(model.optimizer.variables)
         with strategy.scope():
-            metrics = getattr(model, "_compile_metrics", None)
-            if not model.built or not (metrics is None or metrics.built):
-                model._symbolic_build(data_batch=local)
-            if model.optimizer is not None and not model.optimizer.built:
-                model.optimizer.build(model.trainable_variables)
-        _check_made_within_scope(model.weights)
+            model._symbolic_build(data_batch=local)
+        _check_made_within_scope([*model.weights, *model.metrics_variables])
         self.begun = True
 
     def _start_layers(self, data):
@@ -100,7 +94,7 @@ class ReplicaSteps:
             self.learners = [layer for layer, _ in notes]
             return [seen for _, seen in notes]
 
-        observations = self._program("start", observe)(local_values(variables), x)
+        observations = self._program("start", variables, observe)(local_values(variables), x)
         for layer, seen in zip(self.learners, observations, strict=True):
             if hasattr(layer, "start"):
                 layer.start(**_join(seen))
@@ -150,20 +144,22 @@ class ReplicaSteps:
             with keras.StatelessScope(list(zip(variables, values, strict=True))):
                 return self.model(x, training=False)
 
-        return self._program("predict", predict)(local_values(variables), x)
+        return self._program("predict", variables, predict)(local_values(variables), x)
 
     @property
     def _state(self):
         return [*self.model.non_trainable_variables, *self.model.metrics_variables]
 
-    def _program(self, name, function):
+    def _program(self, name, variables, function):
+        """A function of the values of these variables, compiled once; with other variables it is another function."""
         if self.model.run_eagerly:
             return function
-        if name not in self.programs:
+        key = (name, *map(id, variables))
+        if key not in self.programs:
             import tensorflow as tf
 
-            self.programs[name] = tf.function(function, jit_compile=bool(self.model.jit_compile), autograph=False)
-        return self.programs[name]
+            self.programs[key] = tf.function(function, jit_compile=bool(self.model.jit_compile), autograph=False)
+        return self.programs[key]
 
     def _step(self, name, data):
         import tensorflow as tf
@@ -174,8 +170,9 @@ class ReplicaSteps:
         trainable, state = self.model.trainable_variables, self._state
         trained = [*trainable, *optimizer.variables] if training else []
         loss_scale = optimizer.scale_loss(tf.constant(1.0)) if training else tf.constant(1.0)
+        traced = self.traced.setdefault((name, *map(id, [*trained, *state])), _Traced())
 
-        run = self._program(name, self._observe(name, trainable, state))
+        run = self._program(name, [*trained, *state], self._observe(training, trainable, state, traced))
         old_state = local_values(state)
         logs, sums, changes, observations = run(
             local_values(trainable), old_state, data, loss_scale, replica.replica_id_in_sync_group
@@ -183,25 +180,29 @@ class ReplicaSteps:
         sums = replica.all_reduce(tf.distribute.ReduceOp.SUM, sums)
         observations = [_join(seen) for seen in observations]
 
-        update = self._program(f"{name} update", self._update(name, trainable, state, optimizer))
-        new_trained, new_state = update(sums, changes, observations, local_values(trained), old_state)
-        for variable, value in zip([*trained, *self.traced[name].written], [*new_trained, *new_state], strict=True):
+        update = self._program(f"{name} update", [*trained, *state], self._update(trainable, state, optimizer, traced))
+        new_trained, new_state, new_logs = update(sums, changes, observations, local_values(trained), old_state)
+        for variable, value in zip([*trained, *traced.written], [*new_trained, *new_state], strict=True):
             _assign_here(variable, value)
-        return logs
+        return {**logs, **new_logs}
 
-    def _observe(self, name, trainable, state):
+    def _observe(self, training, trainable, state, traced):
         """The first program: what one replica finds in its examples."""
-        model, training = self.model, name == "train"
+        model = self.model
         num_replicas = model.distribute_strategy.num_replicas_in_sync
         folded = self._folded_seeds()
-        kinds = _reductions(state, model.metrics_variables)
-        traced = self.traced.setdefault(name, _Traced())
+        kinds = _reductions(model, state)
 
         def observe(trainable_values, state_values, data, loss_scale, replica_id):
             import tensorflow as tf
 
+            # A replica's part of a mean is weighted by its number of examples: the last batch may be uneven, or leave it none.
+            # With none it goes through the same motions with an example of zeros, which counts for nothing.
+            empty = _first(data).shape[0] == 0
+            if empty:
+                data = keras.tree.map_structure(_one_of_zeros, data)
             x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-            size = _batch_size(x)
+            size = tf.constant(0.0) if empty else ops.cast(batch_size(x), "float32")
             begin = [
                 value + ops.stack([ops.cast(replica_id * SEED_FOLD, value.dtype), ops.zeros((), value.dtype)])
                 if id(variable) in folded
@@ -211,7 +212,7 @@ class ReplicaSteps:
             mapping = [*zip(trainable, trainable_values, strict=True), *zip(state, begin, strict=True)]
             with tf.GradientTape() as tape:
                 tape.watch(trainable_values)
-                with keras.StatelessScope(mapping) as scope, deferred_learning() as notes:
+                with keras.StatelessScope(mapping, collect_losses=True) as scope, deferred_learning() as notes:
                     y_pred = model(x, training=training)
                     loss = model.compute_loss(x=x, y=y, y_pred=y_pred, sample_weight=sample_weight, training=training)
                     model._loss_tracker.update_state(loss * num_replicas, sample_weight=size)
@@ -220,39 +221,48 @@ class ReplicaSteps:
             gradients = tape.gradient(scaled, trainable_values) if training else []
             model._clear_losses()
 
-            # A replica's part of a mean is weighted by its number of examples: the last batch may be uneven.
-            size = ops.cast(size, "float32")
             sums = {"size": size}
-            if training:
+            if training and empty:
+                sums["bad loss"] = sums["bad data"] = size
+            elif training:
                 sums["bad loss"] = ops.cast(ops.logical_not(ops.isfinite(loss)), "float32")
                 sums["bad data"] = ops.cast(ops.logical_not(all_finite(data)), "float32")
             for i, gradient in enumerate(gradients):
                 if gradient is not None:
-                    sums[f"gradient {i}"] = ops.cast(tf.convert_to_tensor(gradient), "float32") * size
+                    gradient = ops.cast(tf.convert_to_tensor(gradient), "float32")
+                    sums[f"gradient {i}"] = ops.zeros_like(gradient) if empty else gradient * size
             traced.changed, changes = [], []
             for variable, old, first in zip(state, state_values, begin, strict=True):
                 new = scope.get_current_value(variable)
                 if new is None or new is first:
                     continue
-                new = new - first + old if id(variable) in folded else new
-                kind = kinds.get(id(variable))
-                if kind:
-                    sums[f"state {len(changes)}"] = new * size if kind == "mean" else new
+                if id(variable) in folded:
+                    new = new - first + old
+                elif kinds.get(id(variable)):
+                    part = ops.cast(new, "float32") * (size if kinds[id(variable)] == "mean" else 1.0)
+                    sums[f"state {len(changes)}"] = ops.zeros_like(part) if empty else part
+                elif empty:
+                    new = old
                 traced.changed.append(variable)
                 changes.append(new)
             traced.names, traced.shapes = list(sums), [tuple(value.shape) for value in sums.values()]
             if training:
                 self.learners = [layer for layer, _ in notes]
             flat = ops.concatenate([ops.reshape(value, (-1,)) for value in sums.values()])
-            return logs, flat, changes, [seen for _, seen in notes]
+            observations = [seen for _, seen in notes]
+            if empty:
+                observations = keras.tree.map_structure(
+                    lambda value: None if value is None else value[:0], observations
+                )
+            return logs, flat, changes, observations
 
         return observe
 
-    def _update(self, name, trainable, state, optimizer):
+    def _update(self, trainable, state, optimizer, traced):
         """The second program: what all replicas make of what they found, each for itself and all the same."""
-        model, traced = self.model, self.traced[name]
+        model = self.model
         num_replicas = model.distribute_strategy.num_replicas_in_sync
-        kinds = _reductions(state, model.metrics_variables)
+        kinds = _reductions(model, state)
 
         def update(flat, changes, observations, trained_values, state_values):
             import tensorflow as tf
@@ -262,10 +272,11 @@ class ReplicaSteps:
             for i, variable in enumerate(traced.changed):
                 kind = kinds.get(id(variable))
                 if kind:
-                    changes[i] = sums[f"state {i}"] / sums["size"] if kind == "mean" else sums[f"state {i}"]
+                    total = sums[f"state {i}"] / sums["size"] if kind == "mean" else sums[f"state {i}"]
+                    changes[i] = ops.cast(total, changes[i].dtype)
             if optimizer is None:
                 traced.written = traced.changed
-                return [], changes
+                return [], changes, {}
 
             trainable_values, optimizer_values = trained_values[: len(trainable)], trained_values[len(trainable) :]
             # The losses of the replicas add up to the mean, each divided by their number.
@@ -276,6 +287,7 @@ class ReplicaSteps:
                 for i, value in enumerate(trainable_values)
             ]
             cause = find_cause(sums["bad data"] == 0, sums["bad loss"] == 0, gradients)
+            fine, steps = ops.equal(cause, FINE), steps_optimizer(cause, optimizer)
 
             old = dict(zip(map(id, state), state_values, strict=True))
             seen = {**old, **dict(zip(map(id, traced.changed), changes, strict=True))}
@@ -284,27 +296,30 @@ class ReplicaSteps:
                 for layer, observed in zip(self.learners, observations, strict=True):
                     layer.learn(**observed)  # before the optimizer, as on one device
             new = {id(variable): scope.get_current_value(variable) for variable in [*state, *trainable]}
-            written = [variable for variable in state if new[id(variable)] is not old[id(variable)]]
 
             def step():
                 with stateless(optimizer):
                     trained = optimizer.stateless_apply(
                         optimizer_values, gradients, [new[id(variable)] for variable in trainable]
                     )
-                return [*trained[0], *trained[1]], [new[id(variable)] for variable in written]
+                return [*trained[0], *trained[1]]
 
-            def skip():  # only the random numbers go on
-                return trained_values, [(new if is_seed(v) else old)[id(v)] for v in written]
-
-            fine = changes_model(cause, optimizer)
-            if model.jit_compile:
-                trained, values = tf.nest.map_structure(lambda a, b: ops.where(fine, a, b), step(), skip())
+            if not trainable:
+                trained = trained_values
+            elif model.jit_compile:
+                trained = [ops.where(steps, a, b) for a, b in zip(step(), trained_values, strict=True)]
             else:
-                trained, values = tf.cond(fine, step, skip)
-            with keras.StatelessScope([(v, old[id(v)]) for v in model.skips.variables]) as scope:
+                trained = tf.cond(steps, step, lambda: list(trained_values))
+
+            # A step that is skipped leaves all as it was but the random numbers, which go on, and the count.
+            written = [variable for variable in state if new[id(variable)] is not old[id(variable)]]
+            final = {id(v): new[id(v)] if is_seed(v) else ops.where(fine, new[id(v)], old[id(v)]) for v in written}
+            with keras.StatelessScope([(v, final.get(id(v), old[id(v)])) for v in state]) as scope:
                 model.skips.update_state(cause)
+                logs = model.get_metrics_result()
             traced.written = [*written, *model.skips.variables]
-            return trained, [*values, *map(scope.get_current_value, model.skips.variables)]
+            values = [scope.get_current_value(variable) for variable in traced.written]
+            return trained, values, logs
 
         return update
 
@@ -330,14 +345,27 @@ def is_seed(variable):
     return variable.name == "seed_generator_state"
 
 
-def _reductions(state, metrics):
+def _reductions(model, state):
     """`"mean"` or `"sum"` for the variables that are reduced over the replicas; metrics are, when they are read."""
-    own = set(map(id, metrics))
-    return {id(v): v.aggregation for v in state if v.aggregation in ("mean", "sum") and id(v) not in own}
+    own = set(map(id, model.metrics_variables))
+    kinds = {id(v): v.aggregation for v in state if v.aggregation in ("mean", "sum") and id(v) not in own}
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization):  # Keras does not say so itself
+            kinds.update({id(variable): "mean" for variable in layer.non_trainable_variables})
+    return kinds
 
 
-def _batch_size(x):
-    return ops.shape(next(part for part in keras.tree.flatten(x) if part is not None))[0]
+def _first(x):
+    return next(part for part in keras.tree.flatten(x) if part is not None)
+
+
+def batch_size(x):
+    """The number of examples in the first tensor of an input."""
+    return ops.shape(_first(x))[0]
+
+
+def _one_of_zeros(value):
+    return None if value is None else ops.zeros((1, *value.shape[1:]), value.dtype)
 
 
 def _unflatten(flat, names, shapes):
@@ -355,6 +383,17 @@ def _check_made_within_scope(variables):
         raise ValueError(
             "The model and its optimizer must be made, and the model compiled, within `strategy.scope()`. "
             f"Received: {len(alone)} variables made outside of it, such as {alone[0]!r}"
+        )
+
+
+def check_no_strategy(model):
+    """Raise a ValueError where a model is compiled within the scope of a strategy that it was not made in."""
+    import tensorflow as tf
+
+    if tf.distribute.has_strategy():
+        raise ValueError(
+            "The model must be made within `strategy.scope()`, as its optimizer and `compile`. "
+            f"Received: {model.name!r}, made outside of it"
         )
 
 

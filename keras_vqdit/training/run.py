@@ -24,36 +24,61 @@ class Run:
         self.watch = Watch(model)
         self.x = self.y = None  # what `fit` was given
         self.shuffled = False
+        self.callbacks = []
         self.steps_to_skip = 0
 
-    def begin(self, x, y, shuffled):
-        self.x, self.y, self.shuffled = x, y, shuffled
+    def begin(self, x, y, shuffle, callbacks):
+        """Take what `fit` was given.
+
+        Returns:
+            The callbacks, those that must see what all others did behind them.
+        """
+        self.x, self.y, self.shuffled = x, y, shuffle
         self.watch, self.steps_to_skip = Watch(self.model), 0
+        ready = isinstance(callbacks, keras.callbacks.CallbackList)
+        found = callbacks.callbacks if ready else keras.tree.flatten([] if callbacks is None else callbacks)
+        self.callbacks = sorted(found, key=lambda callback: getattr(callback, "comes_last", False))
+        if not ready:
+            return self.callbacks
+        callbacks.callbacks = self.callbacks
+        return callbacks
+
+    def end(self):
+        """Keep nothing of it alive."""
+        self.x = self.y = None
+        self.callbacks = []
 
     # === Steps ===
 
     def around(self, function):
         """A train function that minds skipped steps, and passes over those that were trained before a restart."""
+        if BACKEND not in ("tensorflow", "jax"):
+            return function
 
         def train(*arguments):  # `(iterator)`, or on JAX `(state, iterator)`
             if self.steps_to_skip > 0:
                 return self._pass_over(*arguments)
+            if BACKEND == "jax":
+                values = [value_of(count, self.model.metrics_variables, arguments[0][3]) + 0 for count in self._counts]
+                self.watch.look(values)  # copies, before the step uses up its arguments
+                return function(*arguments)
             result = function(*arguments)
-            counts = self.model.skips.variables
-            if BACKEND == "tensorflow":
-                self.watch.look(local_values(counts))
-            elif BACKEND == "jax":
-                variables, values = self.model.metrics_variables, result[1][3]
-                self.watch.look(
-                    [value_of(count, variables, values) + 0 for count in counts]
-                )  # a copy, for JAX reuses them
+            self.watch.look(local_values(self._counts))
             return result
 
         return train
 
+    @property
+    def _counts(self):
+        return self.model.skips.variables
+
     def _pass_over(self, *arguments):
-        for _ in range(min(self.model.steps_per_execution, self.steps_to_skip)):
-            next(arguments[-1])
+        steps = min(self.model.steps_per_execution, self.steps_to_skip)
+        for step in range(steps):
+            if next(arguments[-1], None) is None:
+                if step:  # the last call of an epoch may have fewer steps than others
+                    self.steps_to_skip = 0
+                raise StopIteration
             self.steps_to_skip -= 1
         if BACKEND != "jax":
             return self.model.get_metrics_result()
@@ -75,28 +100,56 @@ class Run:
     def describe_data(self):
         """What must be as before for training to go on, as far as it is known."""
         info = getattr(self.x, "info", None)
-        return None if info is None else {"size": info.size, "batch_size": info.batch_size, "seed": info.seed}
+        if info is None:
+            return None
+        shapes = {name: list(shape) for name, shape in info.shapes.items()}
+        return {
+            "name": info.name,
+            "size": info.size,
+            "shapes": shapes,
+            "batch_size": info.batch_size,
+            "seed": info.seed,
+        }
 
-    def warn_of_shuffled_arrays(self):
-        if (
-            self.shuffled
-            and not self._is_dataset
-            and any(hasattr(leaf, "shape") for leaf in keras.tree.flatten(self.x))
-        ):
+    def warn_of_data(self, steps):
+        """Log where data can not be those that they would have been without a restart.
+
+        Args:
+            steps: of an epoch, None if unknown.
+        """
+        arrays = not self._is_dataset and any(hasattr(leaf, "shape") for leaf in keras.tree.flatten(self.x))
+        if self.shuffled and arrays:
             logger.warning(
                 "Keras shuffles arrays anew after a restart: for a training that goes on bit for bit give "
                 "`kv.data.load(arrays)` to `fit`, or `shuffle=False`"
             )
+        if self._is_dataset and steps and int(self.x.cardinality()) > steps:
+            logger.warning(
+                "With steps_per_epoch=%d of %d batches an epoch reads on where the one before ended; after a restart the data "
+                "begin anew with the epoch",
+                steps, int(self.x.cardinality()),
+            )  # fmt: skip
 
     def build(self):
-        """Build the model, its metrics and its optimizer from the shapes of the data, where they are not built yet."""
-        model = self.model
-        batch = self.x.element_spec if self._is_dataset else (self.x, self.y)
-        metrics = getattr(model, "_compile_metrics", None)
-        if not model.built or not (metrics is None or metrics.built):
-            model._symbolic_build(data_batch=batch)
-        if not model.optimizer.built:
-            model.optimizer.build(model.trainable_variables)
+        """Build the model, its metrics and its optimizer from the shapes of the data, where they are not built yet.
+
+        Raises:
+            ValueError: if the model is not built, and the data do not tell their shapes.
+        """
+        if self._is_dataset:
+            batch = self.x.element_spec
+        elif isinstance(self.x, keras.utils.PyDataset):
+            batch = self.x[0]
+        elif all(hasattr(leaf, "shape") for leaf in keras.tree.flatten((self.x, self.y)) if leaf is not None):
+            batch = (self.x, self.y)
+        else:
+            batch = None
+            if not self.model.built:
+                raise ValueError(
+                    "To go on from a checkpoint with data that come from a generator, call the model on a batch before `fit`, "
+                    f"so that it is built. Received: data of type {type(self.x).__name__}"
+                )
+        self.model._symbolic_build(data_batch=batch)
 
 
 def value_of(variable, variables, values):

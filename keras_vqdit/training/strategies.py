@@ -61,6 +61,11 @@ def scope(strategy):
     return contextlib.nullcontext() if strategy is None else strategy.scope()
 
 
+def is_writer(strategy):
+    """Whether this process writes files: of several workers, the first one."""
+    return strategy is None or strategy.extended.should_checkpoint
+
+
 def _devices(names):
     """The names as TensorFlow has them, with as many CPU devices as they ask for."""
     import tensorflow as tf

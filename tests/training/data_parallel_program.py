@@ -34,12 +34,28 @@ def tokenizer():
     )
 
 
-def diffusion():
-    network = kv.DiffusionTransformer(16, 2, 32, 2, patch_size=2, num_classes=3)
-    return kv.LatentDiffusion(None, network, label_dropout=0.0, seed=1)
+def diffusion(dtype=None):
+    network = kv.DiffusionTransformer(16, 2, 32, 2, patch_size=2, num_classes=3, dtype=dtype)
+    return kv.LatentDiffusion(None, network, label_dropout=0.0, seed=1, dtype=dtype)
 
 
-CASES = {"tokenizer": (tokenizer, IMAGES_WITH_A_HOLE), "diffusion": (diffusion, INJECTED)}
+def adam(**options):
+    return keras.optimizers.AdamW(1e-3, **options)
+
+
+# name -> (model, optimizer, data, options of compile, options of fit)
+CASES = {
+    "tokenizer": (tokenizer, adam, IMAGES_WITH_A_HOLE, {}, {}),
+    "diffusion": (
+        diffusion,
+        lambda: adam(use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2, global_clipnorm=1.0),
+        {key: values[:150] for key, values in INJECTED.items()}, {"steps_per_execution": 2},
+        {"sample_weight": np.linspace(0, 2, 150, dtype="float32")},
+    ),
+    "muon": (diffusion, lambda: keras.optimizers.Muon(1e-3), INJECTED, {}, {}),
+    "float16": (lambda: diffusion("mixed_float16"), adam, INJECTED, {}, {}),
+    "bfloat16": (lambda: diffusion("mixed_bfloat16"), adam, INJECTED, {}, {}),
+}  # fmt: skip
 
 
 class Line(kv.training.DistributedModel):
@@ -77,11 +93,11 @@ def main(devices, file):
             keras.distribution.DataParallel(devices=[f"cpu:{i}" for i in range(devices)])
         )
     results = {}
-    for name, (make, data) in CASES.items():
+    for name, (make, optimizer, data, compiling, fitting) in CASES.items():
         keras.utils.set_random_seed(3)
         model = make()
-        model.compile(keras.optimizers.AdamW(1e-3))
-        history = model.fit(data, batch_size=40, epochs=5, shuffle=False, verbose=0).history
+        model.compile(optimizer(), **compiling)
+        history = model.fit(data, batch_size=40, epochs=5, shuffle=False, verbose=0, **fitting).history
         results.update({f"{name}/fit {key}": values for key, values in history.items()})
         results[f"{name}/skipped steps"] = model.skipped_steps
         results[f"{name}/devices"] = len(model.trainable_variables[0].value.sharding.device_set)

@@ -101,6 +101,8 @@ class Stop(Exception):
 
 
 class StopAfter(keras.callbacks.Callback):
+    comes_last = True  # behind `Checkpoint`, which stands before it
+
     def __init__(self, steps):
         super().__init__()
         self.steps = steps
@@ -308,7 +310,8 @@ def test_pictures_do_not_change_training(name, trained):
     result = trained(name)
     assert len(result.without) > 10
     for before, after in zip(result.without, result.state, strict=True):
-        np.testing.assert_array_equal(before, after)
+        # Convolutions on several threads are not rounded alike in every run.
+        np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-7)
     (pictures,) = result.events["images"].values()
     assert steps(pictures) == [0, 1]
 

@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import pytest
 
-pytest.importorskip("tensorflow")
+tf = pytest.importorskip("tensorflow")
 import keras_vqdit as kv  # noqa: E402
+from keras_vqdit.training.memory import remembered  # noqa: E402
 from tests.training.replicas_program import IMAGES, LABELS, diffusion, tokenizer  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -109,13 +110,13 @@ class Line(kv.training.DistributedModel):
         return self.dense(x)
 
 
-def train_line(folder, epochs=1, dtype=None, x=None, shuffle=False, **options):
+def train_line(folder, epochs=1, dtype=None, x=None, shuffle=False, optimizer=None, callbacks=(), **options):
     keras.utils.set_random_seed(0)
     model = Line(dtype)
-    model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
+    model.compile(optimizer or keras.optimizers.Adam(0.1), "mse", jit_compile=False)
     model.max_skipped_steps = 2
     x = np.linspace(-1, 1, 16, dtype="float32")[:, None] if x is None else x
-    callbacks = [kv.training.Checkpoint(folder, **options)]
+    callbacks = [kv.training.Checkpoint(folder, **options), *callbacks]
     return model, model.fit(x, x, batch_size=4, epochs=epochs, shuffle=shuffle, verbose=0, callbacks=callbacks)
 
 
@@ -129,6 +130,166 @@ def test_more_epochs_go_on_and_as_many_do_nothing(tmp_path):
     assert len(history.history["loss"]) == 4
     again.fit(np.ones((4, 1)), np.ones((4, 1)), verbose=0)  # without the callback it begins at the first epoch
     assert again.history.epoch == [0]
+
+
+class Counter(keras.callbacks.Callback):
+    remembered = ("epochs", "losses")
+
+    def __init__(self):
+        super().__init__()
+        self.epochs, self.losses = 0, np.zeros(8)
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.losses[self.epochs] = logs["loss"]
+        self.epochs += 1
+
+
+def callbacks_that_remember(folder):
+    stop = keras.callbacks.EarlyStopping("loss", min_delta=0.05, patience=2, restore_best_weights=True)
+    slow = keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=1, min_delta=0.2, cooldown=1)
+    rate = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.95 * rate)
+    best = keras.callbacks.ModelCheckpoint(folder / "best.weights.h5", "loss", save_best_only=True, save_freq="epoch",
+                                           save_weights_only=True)  # fmt: skip
+    return [Counter(), stop, slow, best, rate]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_callbacks_remember(first, tmp_path):
+    def fit(folder, *more):
+        keras.utils.set_random_seed(0)
+        model, own = Line(), callbacks_that_remember(tmp_path)
+        model.compile(keras.optimizers.Adam(0.2), "mse", jit_compile=False)
+        x = np.linspace(-1, 1, 16, dtype="float32")[:, None]
+        checkpoint = kv.training.Checkpoint(tmp_path / folder, every=3)
+        callbacks = [checkpoint, *own, *more] if first else [*own, *more, checkpoint]
+        history = model.fit(x, x, batch_size=4, epochs=8, shuffle=False, verbose=0, callbacks=callbacks)
+        return model, own, history
+
+    expected, whole, history = fit("whole")
+    ended, rates = len(history.epoch), history.history["learning_rate"]
+    assert 3 < ended < 8 and rates[-1] < 0.6 * rates[0]  # each of them had something to do
+    for moment in ((1, 3), (ended - 1, 1)):
+        with pytest.raises(Stop):
+            fit("parts", StopAt(*moment))
+    for _ in range(2):  # the second time nothing is left to train
+        model, parts, resumed = fit("parts")
+        assert_equal(model, expected)
+        assert (resumed.history, resumed.epoch) == (history.history, history.epoch)
+        for one, other in zip(whole, parts, strict=True):
+            for name in remembered(one):
+                np.testing.assert_equal(getattr(other, name), getattr(one, name), err_msg=name)
+
+
+def test_a_training_that_was_stopped_stays_stopped(tmp_path, caplog):
+    def fit(patience=0):
+        model = Line()
+        model.compile("sgd", "mse", jit_compile=False)
+        stop = keras.callbacks.EarlyStopping("loss", min_delta=9.0, patience=patience)
+        callbacks = [kv.training.Checkpoint(tmp_path), stop]
+        return model.fit(np.ones((4, 1)), np.ones((4, 1)), epochs=5, verbose=0, callbacks=callbacks)
+
+    losses = fit().history["loss"]
+    assert len(losses) == 2
+    assert fit().history["loss"] == losses
+    assert "Nothing is left to train" in caplog.text and "(EarlyStopping stopped it)" in caplog.text
+    assert len(fit(patience=4).history["loss"]) == 5  # with more patience it goes on
+
+
+class Polite(keras.callbacks.Callback):
+    """Asks to stop in the middle of an epoch, as when a machine is about to be taken away."""
+
+    def __init__(self, step):
+        super().__init__()
+        self.step = step
+
+    def on_train_batch_end(self, batch, logs=None):
+        if batch + 1 == self.step:
+            self.model.stop_training = True
+
+
+def test_a_callback_that_stops_in_an_epoch_loses_nothing(tmp_path):
+    expected, history = train_line(tmp_path / "whole", 2)
+    train_line(tmp_path / "parts", 2, callbacks=[Polite(3)])
+    assert files(tmp_path / "parts") == ["epoch-000000-step-000000003.npz"]
+    model, resumed = train_line(tmp_path / "parts", 2)
+    assert_equal(model, expected)
+    assert (resumed.history, resumed.epoch) == (history.history, history.epoch)
+
+
+class StopInValidation(keras.callbacks.Callback):
+    def on_test_begin(self, logs=None):
+        raise Stop
+
+
+def test_an_uneven_number_of_steps_a_call(tmp_path):
+    def fit(folder, *callbacks, **compiling):
+        keras.utils.set_random_seed(0)
+        model = Line()
+        model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False, **{"steps_per_execution": 2, **compiling})
+        x = np.linspace(-1, 1, 20, dtype="float32")[:, None]
+        callbacks = [kv.training.Checkpoint(tmp_path / folder, every=2), *callbacks]
+        options = {"batch_size": 4, "epochs": 2, "shuffle": False, "verbose": 0, "validation_data": (x, x)}
+        model.fit(x, x, callbacks=callbacks, **options)
+        return model
+
+    expected = fit("whole")
+    with pytest.raises(Stop):
+        fit("parts", StopInValidation())
+    assert files(tmp_path / "parts")[-1] == "epoch-000000-step-000000004.npz"
+    assert_equal(fit("parts"), expected)
+    with pytest.raises(Stop):
+        fit("others", StopInValidation())
+    with pytest.raises(ValueError, match="after step 4 of an epoch: `steps_per_execution` must divide.*Received: .*=3"):
+        fit("others", steps_per_execution=3)
+
+
+def test_an_average_of_weights_is_not_what_training_goes_on_from(tmp_path):
+    average = lambda: keras.optimizers.Adam(0.1, use_ema=True, ema_momentum=0.9)  # noqa: E731
+    expected, _ = train_line(tmp_path / "whole", 4, optimizer=average())
+    train_line(tmp_path / "parts", 2, optimizer=average())
+    model, _ = train_line(tmp_path / "parts", 4, optimizer=average())
+    assert_equal(model, expected)
+
+
+class Ruin(keras.callbacks.Callback):
+    """What a step too large does to the weights."""
+
+    def on_train_batch_end(self, batch, logs=None):
+        if int(self.model.optimizer.iterations) == 5:
+            self.model.dense.kernel.assign([[np.inf]])
+
+
+def test_a_model_that_training_ruins_is_not_saved(tmp_path, caplog):
+    with pytest.raises(FloatingPointError, match="the loss was not finite, of finite data"):
+        train_line(tmp_path, 3, callbacks=[Ruin()], every=1)
+    assert "No checkpoint was written: " in caplog.text
+    assert files(tmp_path)[-1] == "epoch-000001-step-000000000.npz"
+    model, _ = train_line(tmp_path, 1)  # nothing is left to train
+    assert all(np.all(np.isfinite(value)) for value in state(model))
+
+
+def test_whole_files_do_not_make_way_for_a_damaged_one(tmp_path):
+    train_line(tmp_path, 1, keep=1)
+    damaged = tmp_path / "epoch-000009-step-000000000.npz"
+    damaged.write_bytes(b"half")
+    train_line(tmp_path, 2, keep=1)
+    assert files(tmp_path) == [f"damaged-{damaged.name}", "epoch-000002-step-000000000.npz"]
+
+
+def test_data_that_can_not_go_on_are_warned_of(tmp_path, caplog):
+    model = Line()
+    model.compile("sgd", "mse", jit_compile=False)
+    data = tf.data.Dataset.from_tensors((np.ones((4, 1)), np.ones((4, 1)))).repeat(5)
+    model.fit(data, steps_per_epoch=2, verbose=0, callbacks=[kv.training.Checkpoint(tmp_path)])
+    assert "With steps_per_epoch=2 of 5 batches an epoch reads on where the one before ended" in caplog.text
+
+
+def test_what_cannot_be_remembered_is_told_before_training(tmp_path):
+    counter = Counter()
+    counter.losses = {1, 2}
+    with pytest.raises(TypeError, match=r"What Counter remembers must be numbers.*Received: losses=\{1, 2\}"):
+        train(CASES["tokenizer"][0], tmp_path, counter)
+    assert not files(tmp_path)
 
 
 def test_so_many_are_kept(tmp_path):

@@ -30,13 +30,20 @@ def results(tmp_path_factory):
     return results
 
 
-@pytest.mark.parametrize("case", ["tokenizer", "diffusion"])
+@pytest.mark.parametrize("case", ["tokenizer", "diffusion", "muon"])
 def test_two_devices_train_as_one(results, case):
     one, two = ({k: v for k, v in r.items() if k.startswith(f"{case}/")} for r in results.values())
     assert one.keys() == two.keys() and len(one) > 10
     assert (one.pop(f"{case}/devices"), two[f"{case}/devices"]) == (1, 2)
     for key, expected in one.items():
         np.testing.assert_allclose(two[key], expected, rtol=1e-5, atol=1e-5, err_msg=key)
+
+
+@pytest.mark.parametrize("case", ["float16", "bfloat16"])
+def test_half_precision_trains(results, case):
+    one, two = (result[f"{case}/fit loss"] for result in results.values())
+    np.testing.assert_allclose(two, one, rtol=0.02)
+    assert two[-1] < two[0]
 
 
 def test_a_batch_that_is_not_finite_is_skipped(results):

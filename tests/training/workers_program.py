@@ -15,13 +15,23 @@ import numpy as np
 import tensorflow as tf
 
 import keras_vqdit as kv
-from tests.training.replicas_program import IMAGES, INJECTED, adam, diffusion, tokenizer, value
+from tests.training.replicas_program import INJECTED, adam, diffusion, tokenizer, value, with_a_hole
 
-# name -> (model, data, options of compile)
+# name -> (model, optimizer, data, options of compile, options of fit)
 CASES = {
-    "tokenizer": (lambda: tokenizer(restart_threshold=0.2), IMAGES, {"jit_compile": True}),
-    "diffusion": (lambda: diffusion(3, label_dropout=0.0), INJECTED, {"jit_compile": False}),
-}
+    "tokenizer": (
+        lambda: tokenizer(restart_threshold=0.2), adam, with_a_hole(), {"jit_compile": True}, {}
+    ),
+    "diffusion": (
+        lambda: diffusion(3, label_dropout=0.0),
+        lambda: adam(use_ema=True, ema_momentum=0.9, gradient_accumulation_steps=2, global_clipnorm=1.0),
+        {key: values[:190] for key, values in INJECTED.items()}, {"jit_compile": False, "steps_per_execution": 2},
+        {"shuffle": False, "sample_weight": np.linspace(0, 2, 190, dtype="float32")},
+    ),
+    "float16": (lambda: diffusion(dtype="mixed_float16"), adam, INJECTED, {"jit_compile": False}, {"shuffle": False}),
+    "bfloat16": (lambda: diffusion(dtype="mixed_bfloat16"), adam, INJECTED, {"jit_compile": False}, {"shuffle": False}),
+}  # fmt: skip
+IN_HALF_PRECISION = ("float16", "bfloat16")
 
 
 class Slow(keras.callbacks.Callback):
@@ -34,28 +44,26 @@ class Slow(keras.callbacks.Callback):
 
 
 def main(file, checkpoints=None, seconds=0.0):
-    keras.utils.set_random_seed(3)
     scope, results, worker = contextlib.nullcontext, {}, 0
     if "TF_CONFIG" in os.environ:
         strategy = tf.distribute.MultiWorkerMirroredStrategy()
         scope, worker = strategy.scope, strategy.cluster_resolver.task_id
-    for name, (make, data, options) in CASES.items():
-        train, _ = (
-            kv.data.load(({"image": data}, {"image": data}), batch_size=40)
-            if isinstance(data, np.ndarray)
-            else (None, None)
-        )
+    for name, (make, optimizer, data, compiling, fitting) in CASES.items():
+        keras.utils.set_random_seed(3)
         with scope():
             model = make()
-            model.compile(adam(), **options)
+            model.compile(optimizer(), **compiling)
         callbacks = []
         if checkpoints:
             callbacks = [kv.training.Checkpoint(f"{checkpoints}/{name}", every=2), Slow(float(seconds))]
-        fed = {"x": train} if train is not None else {"x": data, "batch_size": 40, "shuffle": False}
-        history = model.fit(**fed, epochs=3, verbose=0, callbacks=callbacks).history
+        fed = {"x": data, "batch_size": 40}
+        if isinstance(data, np.ndarray):
+            fed = {"x": kv.data.load(({"image": data}, {"image": data}), batch_size=40)[0]}
+        history = model.fit(**fed, **fitting, epochs=3, verbose=0, callbacks=callbacks).history
         results.update({f"{name}/fit {key}": values for key, values in history.items()})
         evaluated = model.evaluate(data, batch_size=40, verbose=0, return_dict=True)
         results.update({f"{name}/evaluate {key}": one for key, one in evaluated.items()})
+        results[f"{name}/skipped steps"] = model.skipped_steps
         variables = [*model.weights, *model.optimizer.variables]
         results.update({f"{name}/weight {i} {v.name}": value(v)[0] for i, v in enumerate(variables)})
     np.savez(f"{file}-{worker}.npz", **results)
