@@ -192,6 +192,7 @@ class ReplicaSteps:
         num_replicas = model.distribute_strategy.num_replicas_in_sync
         folded = self._folded_seeds()
         kinds = _reductions(model, state)
+        own_metrics = set(map(id, model.metrics_variables))
 
         def observe(trainable_values, state_values, data, loss_scale, replica_id):
             import tensorflow as tf
@@ -241,7 +242,7 @@ class ReplicaSteps:
                 elif kinds.get(id(variable)):
                     part = ops.cast(new, "float32") * (size if kinds[id(variable)] == "mean" else 1.0)
                     sums[f"state {len(changes)}"] = ops.zeros_like(part) if empty else part
-                elif empty:
+                elif empty and id(variable) in own_metrics:
                     new = old
                 traced.changed.append(variable)
                 changes.append(new)

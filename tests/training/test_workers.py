@@ -13,7 +13,17 @@ import pytest
 pytest.importorskip("tensorflow")
 from tests.training.workers_program import IN_HALF_PRECISION  # noqa: E402
 
+STARTED = []
 PROGRAM = [sys.executable, "-m", "tests.training.workers_program"]
+
+
+@pytest.fixture(autouse=True)
+def started():
+    """The processes that a test starts, none of which outlives it."""
+    yield STARTED
+    for process in STARTED:
+        process.kill()
+    STARTED.clear()
 
 
 def free_ports(count):
@@ -33,12 +43,14 @@ def start(arguments, workers, program=PROGRAM):
         cluster = {"worker": [f"127.0.0.1:{port}" for port in free_ports(workers)]}
         tasks = ({"type": "worker", "index": i} for i in range(workers))
         environments = [{**os.environ, "TF_CONFIG": json.dumps({"cluster": cluster, "task": task})} for task in tasks]
-    return [
+    processes = [
         subprocess.Popen(
             [*program, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         )
         for environment in environments
     ]
+    STARTED.extend(processes)
+    return processes
 
 
 def finish(processes):
@@ -80,7 +92,7 @@ def test_workers_train_as_one_and_go_on_after_one_was_killed(tmp_path):
             losses = result[f"{case}/fit loss"]
             np.testing.assert_allclose(losses, expected[f"{case}/fit loss"], rtol=0.02)
             assert losses[-1] < losses[0]
-        assert result["tokenizer/skipped steps"] == 3  # one an epoch, in which an image is not a number
+        assert result["diffusion/skipped steps"] == 3  # one an epoch, in which an image is not a number
 
 
 def test_workers_from_the_command_line(tmp_path):
