@@ -114,7 +114,10 @@ def to_images(arrays):
     low, high = min(array.min() for array in arrays), max(array.max() for array in arrays)
     received = f"Received: values from {low} to {high}, {arrays[0].dtype}"
     if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"Images must be finite. {received}")
+        bad = [int(i) for a in arrays for i in np.flatnonzero(~np.isfinite(a.reshape(len(a), -1)).all(axis=1))]
+        raise ValueError(
+            f"Images must be finite. Received: {len(bad)} images with NaN or infinite values, such as number {bad[0]}"
+        )
     if kinds <= set("ui"):
         if low < 0 or high > 255:
             raise ValueError(f"Images must be {RANGES}. {received}")

@@ -118,7 +118,7 @@ class Checkpoint(keras.callbacks.Callback):
             )  # fmt: skip
             return
         self.restored = meta, arrays
-        logger.info("Training goes on from %s", self._name(meta["epoch"], meta["step"]))
+        logger.warning("Training goes on from %s", self._name(meta["epoch"], meta["step"]))
 
     def on_epoch_begin(self, epoch, logs=None):
         run = self.model._run
