@@ -13,10 +13,11 @@ os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "keras-vqdit"):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from keras_vqdit import diffusion, layers, metrics, models
+from keras_vqdit import diffusion, layers, metrics, models, saving
 from keras_vqdit.diffusion import GaussianDiffusion, RectifiedFlow
 from keras_vqdit.layers import MultiHeadAttention, TransformerBlock, VectorQuantizer
 from keras_vqdit.models import VAE, VQVAE, DiffusionTransformer, LatentDiffusion
+from keras_vqdit.saving import presets
 
 __version__ = "0.1.0"
 
@@ -36,13 +37,14 @@ __all__ = [
     "metrics",
     "models",
     "plotting",
+    "presets",
     "recipes",
     "saving",
     "training",
 ]
 
 # Rooms that need TensorFlow or matplotlib, or import one that does, are imported when they are first used.
-_LAZY = ("data", "plotting", "recipes", "saving", "training")
+_LAZY = ("data", "plotting", "recipes", "training")
 
 
 def __getattr__(name):

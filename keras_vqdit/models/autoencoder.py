@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_vqdit.checks import fits, positive_integer
 from keras_vqdit.layers.latent_statistics import LatentStatistics
+from keras_vqdit.saving import FromPreset
 from keras_vqdit.training import DistributedModel
 
 
@@ -39,7 +40,7 @@ class ExampleLoss(keras.losses.Loss):
         return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
 
 
-class Autoencoder(DistributedModel):
+class Autoencoder(FromPreset, DistributedModel):
     """Base class of the auto-encoders: `call` returns `(reconstruction, penalty)`, `fit` minimises their sum.
 
     A subclass defines `call`, `latent_channels`, `encoder_channels`, `penalty_name`, and the tokenizer's `encode_latents` and
@@ -145,11 +146,6 @@ class Autoencoder(DistributedModel):
         loss = loss if isinstance(loss, ExampleLoss) else ExampleLoss("mse" if loss is None else loss)
         super().compile(optimizer=optimizer, loss=loss, **kwargs)
         self._loss_of_examples = ExampleLoss(loss.loss, reduction="none")
-
-    def compile_from_config(self, config):
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
 
     # Keras drops sample weights silently where there is no `y`.
 

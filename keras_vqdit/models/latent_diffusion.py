@@ -12,7 +12,9 @@ from keras_vqdit.diffusion import RectifiedFlow
 from keras_vqdit.diffusion.process import DiffusionProcess
 from keras_vqdit.models.autoencoder import check_float
 from keras_vqdit.models.generation import CompiledSampler, check_conditions
+from keras_vqdit.saving import FromPreset
 from keras_vqdit.training import DistributedModel
+from keras_vqdit.training.replica_steps import is_seed
 
 CONDITIONS = ("label", "context", "context_mask")
 # dtypes of what the transformer is built with
@@ -26,7 +28,7 @@ TARGETS = (
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
-class LatentDiffusion(DistributedModel):
+class LatentDiffusion(FromPreset, DistributedModel):
     """A diffusion model over the latents of a tokenizer: trained by `fit`, drawn from by `generate`.
 
     `call` makes one noised pass and returns the loss of each example, so `fit`, `evaluate`, callbacks and every Keras backend
@@ -259,12 +261,6 @@ class LatentDiffusion(DistributedModel):
                     f"`{name}` must be None: the diffusion process gives the loss. Received: {kwargs[name]!r}"
                 )
         super().compile(optimizer=optimizer, **kwargs)
-
-    def compile_from_config(self, config):
-        # Keras does this by itself only for models that leave `compile` alone.
-        self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
-            self.optimizer.build(self.trainable_variables)
 
     # Keras drops sample weights silently where there is no `y`.
 
@@ -538,7 +534,25 @@ class LatentDiffusion(DistributedModel):
             latents = self.tokenizer.decode_latents(latents)
         return np.clip(ops.convert_to_numpy(latents).astype("float32"), -1.0, 1.0)
 
+    @property
+    def fixed_variables(self):
+        return [] if self.tokenizer is None else [v for v in self.tokenizer.weights if not is_seed(v)]
+
     # === Saving ===
+
+    def preset_variables(self):
+        return self._variables_with(self.transformer)
+
+    def values_for_preset(self):
+        self._check_average()
+        return self._variables_with(self._network)
+
+    def after_preset(self):
+        self.reset_average()
+
+    def _variables_with(self, network):
+        parts = [part for part in (self.tokenizer, network) if part is not None]
+        return [v for part in parts for v in part.weights if not is_seed(v)]
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

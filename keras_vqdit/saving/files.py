@@ -1,13 +1,19 @@
 """Atomic files: a reader finds the old file or the new one, never half of one."""
 
 import contextlib
+import copy
+import io
 import json
+import math
 import os
+import shutil
 import tempfile
 import zipfile
 from pathlib import Path
 
 import keras
+
+from keras_vqdit.saving.strict import MAX_JSON, check_config, parse_json, plain_arrays, without_values
 
 
 @contextlib.contextmanager
@@ -83,19 +89,20 @@ def save_model(model, path):
 
 
 def load_model(path, expected=None, *, custom_objects=None):
-    """Load a `.keras` file.
+    """Load a `.keras` file, which may come from a stranger: nothing that it holds is executed, see `strict.check_config`.
 
     Args:
         path: the file.
         expected: a class, or a tuple of them, that the model must be of. Defaults to `None`, any.
-        custom_objects: as in `keras.saving.load_model`.
+        custom_objects: as in `keras.saving.load_model`: classes of your own that are not registered.
 
     Returns:
         The model.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no Keras file, or holds another kind of model.
+        ValueError: if it is no Keras file, names what is not known, holds weights that are not finite or not those of its
+            configuration, or another kind of model.
     """
     path = Path(path)
     if not path.is_file():
@@ -103,13 +110,58 @@ def load_model(path, expected=None, *, custom_objects=None):
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is damaged, or no .keras file")
     try:
-        model = keras.saving.load_model(path, custom_objects=custom_objects)
+        with tempfile.TemporaryDirectory() as folder:  # a copy of our own: nobody changes it after the check
+            own = shutil.copyfile(path, Path(folder) / "model.keras")
+            _check_archive(own, path, custom_objects)
+            model = keras.saving.load_model(own, custom_objects=custom_objects)
     except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise
         raise ValueError(f"{path} can not be loaded as a Keras model: {error}") from error
     if expected is not None and not isinstance(model, expected):
         names = " or ".join(c.__name__ for c in (expected if isinstance(expected, tuple) else (expected,)))
         raise ValueError(f"{path} must hold a {names}. It holds a {type(model).__name__}")
+    for weight in model.weights:
+        if not bool(keras.ops.all(keras.ops.isfinite(keras.ops.cast(weight, "float32")))):
+            raise ValueError(f"{path} must hold finite weights. Received: NaN or infinite values in {weight.path}")
     return model
+
+
+def _check_archive(own, path, custom_objects):
+    """Check a `.keras` file before Keras reads it; `path` is for the errors."""
+    import h5py
+
+    with zipfile.ZipFile(own) as archive:
+        sizes = {member.filename: member.file_size for member in archive.infolist()}
+        if sorted(sizes) != ["config.json", "metadata.json", "model.weights.h5"] or len(archive.infolist()) != 3:
+            raise ValueError(f"{path} must hold a configuration, metadata and weights. Received: {sorted(sizes)[:8]}")
+        if sum(sizes.values()) > 20 * own.stat().st_size + MAX_JSON:
+            raise ValueError(
+                f"{path} must not unpack to more than 20 times its size. Received: {sum(sizes.values())} bytes"
+            )
+        with archive.open("config.json") as file:
+            config = parse_json(file.read(MAX_JSON + 1), f"{path}, config.json")
+        check_config(config, f"{path}, config.json", custom_objects)
+        with archive.open("model.weights.h5") as file, h5py.File(io.BytesIO(file.read()), "r") as weights:
+            stored = sum(data.size for _, data in plain_arrays(weights, sizes["model.weights.h5"], extra=("void16",)))
+    for part in ("compile_config", "build_config"):
+        if not isinstance(config.get(part, {}), (dict, type(None))):
+            raise ValueError(
+                f"{path}, config.json: {part!r} must be an object. Received: {type(config[part]).__name__}"
+            )
+    try:
+        with without_values():
+            declared = keras.saving.deserialize_keras_object(
+                {key: value for key, value in copy.deepcopy(config).items() if key != "compile_config"},
+                custom_objects=custom_objects,
+            )
+            needed = sum(math.prod(weight.shape) for weight in declared.weights)
+    except ValueError as error:
+        if "in a stateless scope" not in str(error):  # as some classes of users are
+            raise
+        return
+    if needed > stored:
+        raise ValueError(f"{path} must hold the {needed} weights that its configuration asks for. Received: {stored}")
 
 
 def save_json(content, path):

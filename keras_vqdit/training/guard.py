@@ -21,7 +21,7 @@ class SkippedSteps(keras.metrics.Metric):
         super().__init__(name=name)
         # Not `add_variable`: that is added up over replicas, and all replicas count alike.
         self.total, self.in_a_row, self.cause = (
-            keras.Variable(value, dtype="int32", trainable=False, name=name)
+            keras.Variable(keras.initializers.Constant(value), (), "int32", trainable=False, name=name)
             for name, value in (("total", 0), ("in_a_row", 0), ("cause", FINE))
         )
 

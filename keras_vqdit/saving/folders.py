@@ -1,0 +1,74 @@
+"""Atomic folders: a reader finds the old folder or the new one, whole."""
+
+import contextlib
+import ctypes
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_folder(path, is_ours):
+    """A temporary folder beside `path`, which takes its place when the block ends well.
+
+    Args:
+        path: where the folder shall be. Folders above it are made.
+        is_ours: function of a path that says whether the folder that is there may be replaced.
+
+    Raises:
+        FileExistsError: if there is something else.
+
+    Example:
+
+    ```python
+    with atomic_folder("digits", lambda path: (path / "metadata.json").exists()) as temporary:
+        (temporary / "metadata.json").write_text("{}")
+    ```
+    """
+    path = Path(path).expanduser().resolve()
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_ours(path))):
+        raise FileExistsError(f"`path` holds something else, which is not overwritten. Received: path={path}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield temporary
+        os.chmod(temporary, 0o755)
+        for folder, _, names in os.walk(temporary):
+            for name in (*names, "."):
+                _flush(os.path.join(folder, name))
+        if path.exists():
+            _exchange(temporary, path)  # the old folder is now the temporary one
+        else:
+            os.rename(temporary, path)
+        _flush(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _flush(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some file systems can not flush folders
+            os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _exchange(one, other):
+    """Give two folders each other's names: at once where the system can, in two moves where it can not."""
+    if not _exchange_at_once(os.fsencode(one), os.fsencode(other)):
+        aside = Path(f"{one}-old")
+        os.rename(other, aside)
+        os.rename(one, other)
+        os.rename(aside, one)
+
+
+def _exchange_at_once(one, other):
+    library, here = ctypes.CDLL(None, use_errno=True), -100  # AT_FDCWD
+    if sys.platform == "linux" and hasattr(library, "renameat2"):
+        return library.renameat2(here, one, here, other, 2) == 0  # RENAME_EXCHANGE
+    if sys.platform == "darwin" and hasattr(library, "renamex_np"):
+        return library.renamex_np(one, other, 2) == 0  # RENAME_SWAP
+    return False
