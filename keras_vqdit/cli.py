@@ -222,6 +222,9 @@ def prepare_training(arguments):
     strategy = training.make_strategy(arguments.strategy, devices)
     if arguments.mixed_precision:
         keras.config.set_dtype_policy(f"mixed_{arguments.mixed_precision}")
+    for option, folder in (("--tensorboard", arguments.tensorboard), ("--out", checkpoint_folder(arguments))):
+        if folder is not None and Path(folder).exists() and not Path(folder).is_dir():
+            raise NotADirectoryError(f"{option}: {folder} must be a folder, but is a file")
     folder = checkpoint_folder(arguments)
     found = any(folder.glob("epoch-*.npz"))
     if arguments.resume and not found:

@@ -3,8 +3,8 @@
 import contextlib
 import json
 import logging
+import os
 import re
-import zipfile
 from pathlib import Path
 
 import keras
@@ -12,11 +12,25 @@ import numpy as np
 
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.saving import atomic_path, check_writable
+from keras_vqdit.saving.strict import parse_json, read_npz
+from keras_vqdit.training.guard import DATA
 from keras_vqdit.training.memory import recall, remind
 from keras_vqdit.training.replica_steps import to_numpy
 from keras_vqdit.training.strategies import is_writer
 
-VERSION = 2
+VERSION = 3
+KEYS = {"history", "epochs", "callbacks", "data", "model", "optimizer", "variables", "memory"}
+# Names that Keras numbers in order, and what an object is called where.
+UNIMPORTANT = (
+    "name",
+    "shared_object_id",
+    "config_version",
+    "input_layers",
+    "output_layers",
+    "inbound_nodes",
+    "build_config",
+    "compile_config",
+)
 NEVER = 10**9  # an epoch that no training comes to
 logger = logging.getLogger("keras_vqdit")
 
@@ -48,9 +62,10 @@ class Checkpoint(keras.callbacks.Callback):
         keep: how many checkpoints are kept. Defaults to 2.
 
     Raises:
-        ValueError: when `fit` begins, if `folder` holds the checkpoints of another model or of other data, or none that is whole.
+        ValueError: when `fit` begins, if `folder` holds the checkpoints of another model, of another tokenizer or of other data,
+            or none that is whole; if the data do not tell their shapes, as a generator, and the model needs them.
         OSError: when `fit` begins, if `folder` can not be written to.
-        TypeError: when `fit` begins, if what a callback remembers can not be saved.
+        TypeError: if `folder` is no path; when `fit` begins, if what a callback remembers can not be saved.
 
     Example:
 
@@ -66,13 +81,17 @@ class Checkpoint(keras.callbacks.Callback):
 
     def __init__(self, folder, *, every=None, keep=2):
         super().__init__()
+        if not isinstance(folder, (str, os.PathLike)) or not str(folder):
+            raise TypeError(f"`folder` must be a path. Received: folder={folder!r}")
         self.folder = Path(folder).expanduser()
         self.every = None if every is None else positive_integer("every", every)
         self.keep = positive_integer("keep", keep)
         self.restored = None  # what was read, until the first epoch begins
         self.epoch = self.saved_step = 0  # the epoch, and the last step in it that was saved or trained before
+        self.trained = False  # there was a step in this epoch
         self.ended_early = False  # a callback stopped the training in the middle of an epoch
         self.history, self.epochs = {}, []
+        self.optimizer = {}  # its settings
 
     # === Going on ===
 
@@ -82,6 +101,9 @@ class Checkpoint(keras.callbacks.Callback):
                 f"`Checkpoint` needs a model of this package, a `DistributedModel`. Received: {type(self.model).__name__}"
             )
         run = self.model._run
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(f"`folder` must be a folder. Received: folder={str(self.folder)!r}, a file")
+        run.check_can_go_on()
         if self.is_writer:
             check_writable(self.folder / "checkpoint")
             for left in self.folder.glob(".epoch-*.npz"):  # of a process that was killed while it wrote
@@ -91,6 +113,7 @@ class Checkpoint(keras.callbacks.Callback):
         found = self._read_newest()
         self._check_workers_agree(found)
         self.restored, self.ended_early = None, False
+        self.optimizer = _settings(self.model.optimizer)  # as it is before training changes its learning rate
         self.history, self.epochs = {}, []
         if found is None:
             return
@@ -100,12 +123,14 @@ class Checkpoint(keras.callbacks.Callback):
         with self._scope:
             run.build()
         self._check_variables(meta)
+        self._check_model(meta, arrays)
         self._assign(arrays)
         remind(run.callbacks, meta["callbacks"], memory)
         self.history, self.epochs = meta["history"], meta["epochs"]
-        history = self.model.history
-        history.epoch = list(self.epochs)
-        history.history.update({key: list(values) for key, values in self.history.items()})
+        history = getattr(self.model, "history", None)  # a `CallbackList` of the user may have none
+        if history is not None:
+            history.epoch = list(self.epochs)
+            history.history.update({key: list(values) for key, values in self.history.items()})
         self.model._initial_epoch = meta["epoch"]
         stopper = next((callback for callback in run.callbacks if _stays_stopped(callback)), None)
         if stopper is not None:
@@ -113,7 +138,7 @@ class Checkpoint(keras.callbacks.Callback):
         if stopper is not None or meta["epoch"] >= self.params["epochs"]:
             why = "EarlyStopping stopped it" if stopper is not None else f"epochs={self.params['epochs']}"
             logger.warning(
-                "Nothing is left to train: the checkpoints in %s are at the end of epoch %d (%s)",
+                "Nothing is left to train: the model is as in the checkpoint in %s, at the end of epoch %d (%s)",
                 self.folder, meta["epoch"], why,
             )  # fmt: skip
             return
@@ -123,11 +148,12 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         run = self.model._run
         run.set_epoch(epoch)
-        self.epoch, self.saved_step = epoch, 0
+        self.epoch, self.saved_step, self.trained = epoch, 0, False
         if self.restored is not None:
             meta, arrays = self.restored
-            self.restored = None
-            self.model.history.epoch = list(self.epochs)
+            self.restored, self.trained = None, True
+            if getattr(self.model, "history", None) is not None:
+                self.model.history.epoch = list(self.epochs)
             if meta["step"]:
                 self._assign(arrays)  # again, for Keras has reset metrics, and callbacks have set learning rates
             self.saved_step = run.steps_to_skip = meta["step"]
@@ -138,12 +164,12 @@ class Checkpoint(keras.callbacks.Callback):
         for path in sorted(self.folder.glob("epoch-*.npz"), reverse=True):
             try:
                 found = _read(path)
-            except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+            except (ValueError, OSError) as error:
                 damaged.append(path)
-                logger.warning("%s is damaged, and left out: %s", path, error)
+                logger.warning("A checkpoint is damaged, and left out: %s", error)
                 continue
-            if found[0].get("version") != VERSION:
-                raise ValueError(f"{path} must be of version {VERSION}. Received: version {found[0].get('version')}")
+            if found[0]["version"] != VERSION:
+                raise ValueError(f"{path} must be of version {VERSION}. Received: version {found[0]['version']}")
             if self.is_writer:
                 for bad in damaged:  # or it would count as the newest, and whole ones would make way for it
                     bad.replace(bad.with_name(f"damaged-{bad.name}"))
@@ -182,6 +208,30 @@ class Checkpoint(keras.callbacks.Callback):
                 f"Received: {len(received)}"
             )
 
+    def _check_model(self, meta, arrays):
+        """What is not among the shapes of the variables: another process, another tokenizer, another optimizer."""
+        old, new = meta["model"], _settings(self.model)
+        for key in sorted(old.keys() & new.keys()):
+            if old[key] != new[key]:
+                raise ValueError(
+                    f"The checkpoints in {self.folder} are of another model. Expected: {key}={old[key]}. Received: {new[key]}"
+                )
+        values = dict(zip(map(id, self._variables()), arrays, strict=True))
+        for variable in self.model.fixed_variables:
+            if not np.array_equal(to_numpy(variable), values[id(variable)]):
+                raise ValueError(
+                    f"The checkpoints in {self.folder} are of a model with another tokenizer. Received: other values in "
+                    f"{variable.path}"
+                )
+        old, new = meta["optimizer"], self.optimizer
+        changed = [f"{key}: {old.get(key)} to {new.get(key)}" for key in sorted(new) if old.get(key) != new.get(key)]
+        if changed:
+            logger.warning(
+                "The optimizer was changed (%s) since the checkpoint was written. Its state goes on, and with it a learning rate "
+                "that is a number; to change that, change it after `fit` began, as `ReduceLROnPlateau` does",
+                "; ".join(changed),
+            )
+
     def _assign(self, arrays):
         with self._scope:
             for variable, array in zip(self._variables(), arrays, strict=True):
@@ -194,13 +244,14 @@ class Checkpoint(keras.callbacks.Callback):
         step = batch + 1 if steps is None else min(batch + 1, steps)  # Keras counts full calls of several steps
         if step <= self.saved_step:  # trained before the restart
             return
+        self.trained = True
         self.ended_early = bool(self.model.stop_training) and step != steps
         if self.ended_early or (self.every and step // self.every > self.saved_step // self.every):
             self.saved_step = step
             self._save(self.epoch, step)
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.ended_early:
+        if self.ended_early or not self.trained:
             return
         if self.model._run.steps_to_skip:
             raise ValueError(
@@ -213,14 +264,18 @@ class Checkpoint(keras.callbacks.Callback):
         self._save(epoch + 1, 0)
 
     def on_train_end(self, logs=None):
-        if not self.model.history.epoch:  # nothing was left to train
-            self.model.history.epoch = list(self.epochs)
+        history = getattr(self.model, "history", None)
+        if history is not None and not history.epoch:  # nothing was left to train
+            history.epoch = list(self.epochs)
 
     def _save(self, epoch, step):
         if keras.backend.backend() == "jax":
             self.model.jax_state_sync()
-        if int(to_numpy(self.model.skips.in_a_row)):
-            return  # the model may be what makes steps fail: the file before is the better one
+        if self._model_may_be_broken():
+            logger.warning(
+                "No checkpoint was written: the last steps were skipped, and the file before is the better one"
+            )
+            return
         variables = self._variables()
         arrays = [to_numpy(variable) for variable in variables]
         weights = {id(variable) for variable in self.model.weights}
@@ -237,6 +292,8 @@ class Checkpoint(keras.callbacks.Callback):
             "epochs": self.epochs,
             "callbacks": remembered,
             "data": self.model._run.describe_data(),
+            "model": _settings(self.model),
+            "optimizer": self.optimizer,
             "variables": [_describe(variable) for variable in variables],
         }
         if self.is_writer:
@@ -245,6 +302,13 @@ class Checkpoint(keras.callbacks.Callback):
                 _write(temporary, meta, arrays, memory)
             for old in sorted(set(self.folder.glob("epoch-*.npz")) - {path})[: 1 - self.keep or None]:
                 old.unlink(missing_ok=True)
+
+    def _model_may_be_broken(self):
+        """Whether steps are being skipped, and neither the data nor the search for a scale of the loss are the reason."""
+        skips = self.model.skips
+        in_a_row, cause = int(to_numpy(skips.in_a_row)), int(to_numpy(skips.cause))
+        scaled = isinstance(self.model.optimizer, keras.optimizers.LossScaleOptimizer)
+        return in_a_row > 0 and cause != DATA and not (scaled and cause >= 0)
 
     def _name(self, epoch, step):
         return f"epoch-{epoch:06d}-step-{step:09d}.npz"
@@ -318,13 +382,53 @@ def _write(path, meta, arrays, memory):
 
 
 def _read(path):
-    """`(meta, arrays, memory)`."""
+    """`(meta, arrays, memory)`; of a file of another version the first alone.
 
-    def array(file, name, dtype):
-        return file[name].view(dtype) if dtype == "bfloat16" else file[name]
+    Raises:
+        ValueError: if the file is damaged.
+    """
 
-    with np.load(path, allow_pickle=False) as file:
-        meta = json.loads(file["meta"].tobytes())
-        arrays = [array(file, f"variable_{i}", dtype) for i, (_, _, dtype) in enumerate(meta["variables"])]
-        memory = [array(file, f"memory_{i}", dtype) for i, dtype in enumerate(meta.get("memory", []))]
+    def array(name, dtype):
+        return found[name].view(dtype) if dtype == "bfloat16" else found[name]
+
+    found = read_npz(path)
+    try:
+        meta = parse_json(found["meta"].tobytes(), path)
+        if type(meta["version"]) is not int or meta["version"] != VERSION:
+            return meta, [], []
+        places = meta["epoch"], meta["step"]
+        if not all(type(place) is int and place >= 0 for place in places) or not KEYS <= meta.keys():
+            raise ValueError(f"received keys {sorted(meta)}, and the place {places}")
+        arrays = [array(f"variable_{i}", dtype) for i, (_, _, dtype) in enumerate(meta["variables"])]
+        memory = [array(f"memory_{i}", dtype) for i, dtype in enumerate(meta["memory"])]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged, or no checkpoint: {error}") from None
+    for one, (_, shape, dtype) in zip(arrays, meta["variables"], strict=True):
+        if list(one.shape) != shape or keras.backend.standardize_dtype(one.dtype) != dtype:
+            raise ValueError(
+                f"{path} is damaged: it must hold {dtype} {shape}. Received: {one.dtype} {list(one.shape)}"
+            )
     return meta, arrays, memory
+
+
+def _settings(part):
+    """The configuration of a model or an optimizer as a flat dict for JSON, without names; empty if it tells none."""
+    try:
+        config = {"class": type(part).__name__, **part.get_config()}
+    except NotImplementedError:
+        return {}
+    flat, todo = {}, [("", config)]
+    while todo:
+        prefix, value = todo.pop()
+        if isinstance(value, dict):
+            left_out = (
+                () if prefix.endswith("dtype.config") else UNIMPORTANT
+            )  # the name of a dtype policy is all it has
+            todo += [(f"{prefix}.{key}" if prefix else key, one) for key, one in value.items() if key not in left_out]
+        elif value is None or isinstance(value, (bool, int, str)):
+            flat[prefix] = value
+        elif isinstance(value, float):
+            flat[prefix] = repr(value)
+        elif isinstance(value, (list, tuple)):
+            todo += [(f"{prefix}.{i}", one) for i, one in enumerate(value)]
+    return flat

@@ -10,7 +10,7 @@ from keras import ops
 from keras.src.trainers.trainer import model_supports_jit
 
 from keras_vqdit.training.guard import FINE, LOSS, SkippedSteps, all_finite, find_cause, steps_optimizer
-from keras_vqdit.training.replica_steps import batch_size, check_no_strategy, is_seed, to_numpy
+from keras_vqdit.training.replica_steps import batch_size, check_no_strategy, check_strategy, is_seed, to_numpy
 from keras_vqdit.training.run import Run
 
 BACKEND = keras.backend.backend()
@@ -19,7 +19,7 @@ logger = logging.getLogger("keras_vqdit")
 
 
 class DistributedModel(keras.Model):
-    """Base class of the models: `fit`, `evaluate` and `predict` under any `tf.distribute` strategy, with guard rails.
+    """Base class of the models: `fit`, `evaluate` and `predict` under strategies of `tf.distribute`, with guard rails.
 
     Without a strategy it trains as `keras.Model` does. Under a strategy Keras compiles a step of all replicas into one XLA
     program, which fails. Here each replica has two programs of its own, functions of values alone: one for the losses and
@@ -29,7 +29,8 @@ class DistributedModel(keras.Model):
     Every replica draws its own random numbers: its number enters the seeds. Layers that learn from data in `call`, as a
     codebook does, see the data of all replicas: see `keras_vqdit.layers.replicas`.
 
-    The model, and its optimizer, must be made within `strategy.scope()`.
+    The model, and its optimizer, must be made within `strategy.scope()`, that of a `MirroredStrategy` or a
+    `MultiWorkerMirroredStrategy`. A loss with the reduction `"mean_with_sample_weight"` is the mean of the replicas' means.
 
     A step whose loss or gradients are not finite is skipped: it changes nothing but the count `skipped_steps`. (On TensorFlow
     and JAX; PyTorch trains without this.)
@@ -69,10 +70,23 @@ class DistributedModel(keras.Model):
     def compile(self, *args, jit_compile="auto", **kwargs):
         if BACKEND == "tensorflow" and self._distribute_strategy is None:
             check_no_strategy(self)
+        elif BACKEND == "tensorflow":
+            check_strategy(self._distribute_strategy)
         super().compile(*args, jit_compile=jit_compile, **kwargs)
         if jit_compile == "auto":
             logger.info('%s: jit_compile="auto" chose %s', self.name, self.jit_compile)
         self._run = Run(self)
+
+    def compile_from_config(self, config):
+        # Keras does this by itself only for models that leave `compile` alone.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    @property
+    def fixed_variables(self):
+        """Variables that were given, and that training never changes."""
+        return []
 
     def get_metrics_result(self):
         logs = super().get_metrics_result()
@@ -98,6 +112,24 @@ class DistributedModel(keras.Model):
         finally:
             self._initial_epoch = None  # that of `Checkpoint` is for this call alone
             run.end()
+
+    # Keras would give the whole batch to each replica.
+
+    def train_on_batch(self, *args, **kwargs):
+        self._check_not_replicated("train_on_batch", "fit")
+        return super().train_on_batch(*args, **kwargs)
+
+    def test_on_batch(self, *args, **kwargs):
+        self._check_not_replicated("test_on_batch", "evaluate")
+        return super().test_on_batch(*args, **kwargs)
+
+    def predict_on_batch(self, *args, **kwargs):
+        self._check_not_replicated("predict_on_batch", "predict")
+        return super().predict_on_batch(*args, **kwargs)
+
+    def _check_not_replicated(self, name, instead):
+        if self._replicated:
+            raise ValueError(f"`{name}` does not divide a batch between replicas: under a strategy use `{instead}`")
 
     def make_train_function(self, force=False):
         if self.train_function is None or force:

@@ -47,7 +47,8 @@ class ReplicaSteps:
             return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), logs)
 
         def start_layers(data):
-            strategy.run(self._start_layers, args=(data,))
+            fine = strategy.run(self._start_layers, args=(data,))
+            return strategy.experimental_local_results(fine)[0]
 
         if not model.run_eagerly:
             one_step = tf.function(one_step, autograph=False)
@@ -60,8 +61,7 @@ class ReplicaSteps:
                 if not self.begun:
                     self._begin(data)
                 if training and not self.started:
-                    start_layers(data)
-                    self.started = True
+                    self.started = bool(start_layers(data))
                 logs = one_step(data)
             if logs is None:
                 raise StopIteration
@@ -83,8 +83,16 @@ class ReplicaSteps:
         self.begun = True
 
     def _start_layers(self, data):
-        """Let layers that start from data do so, before the first step, from the first batch of all replicas."""
+        """Let layers that start from data do so, before the first step, from the first batch of all replicas.
+
+        Returns:
+            Whether it was finite: otherwise its step will be skipped, and they start from the next one.
+        """
+        import tensorflow as tf
+
         x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        bad = ops.cast(ops.logical_not(all_finite(data)), "float32")
+        fine = tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, bad) == 0
         variables = [*self.model.trainable_variables, *self._state]
 
         def observe(values, x):  # compiled as the steps are, for XLA has random numbers of its own
@@ -97,7 +105,9 @@ class ReplicaSteps:
         observations = self._program("start", variables, observe)(local_values(variables), x)
         for layer, seen in zip(self.learners, observations, strict=True):
             if hasattr(layer, "start"):
-                layer.start(**_join(seen))
+                seen = _join(seen)
+                layer.start(**{**seen, "weights": seen["weights"] * ops.cast(fine, seen["weights"].dtype)})
+        return fine
 
     @contextlib.contextmanager
     def explain_lost_workers(self):
@@ -168,6 +178,8 @@ class ReplicaSteps:
         training = name == "train"
         optimizer = self.model.optimizer if training else None
         trainable, state = self.model.trainable_variables, self._state
+        if training:
+            _check_optimizer(optimizer, trainable)
         trained = [*trainable, *optimizer.variables] if training else []
         loss_scale = optimizer.scale_loss(tf.constant(1.0)) if training else tf.constant(1.0)
         traced = self.traced.setdefault((name, *map(id, [*trained, *state])), _Traced())
@@ -384,6 +396,27 @@ def _check_made_within_scope(variables):
         raise ValueError(
             "The model and its optimizer must be made, and the model compiled, within `strategy.scope()`. "
             f"Received: {len(alone)} variables made outside of it, such as {alone[0]!r}"
+        )
+
+
+def _check_optimizer(optimizer, trainable):
+    """An optimizer that was built with other variables, as before layers were frozen, works on one device alone."""
+    built = getattr(getattr(optimizer, "inner_optimizer", optimizer), "_trainable_variables", None) or trainable
+    if len(built) != len(trainable):
+        raise ValueError(
+            f"Under a strategy the optimizer must be of the variables that train, {len(trainable)}: compile the model with a new "
+            f"one after layers were frozen. Received: an optimizer of {len(built)} variables"
+        )
+
+
+def check_strategy(strategy):
+    """Raise a ValueError for a strategy that is not supported."""
+    import tensorflow as tf
+
+    if not isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)):
+        raise ValueError(
+            "The strategy must be a `MirroredStrategy` or a `MultiWorkerMirroredStrategy`; for one device use none. "
+            f"Received: {type(strategy).__name__}"
         )
 
 

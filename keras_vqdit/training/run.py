@@ -118,37 +118,47 @@ class Run:
             steps: of an epoch, None if unknown.
         """
         arrays = not self._is_dataset and any(hasattr(leaf, "shape") for leaf in keras.tree.flatten(self.x))
-        if self.shuffled and arrays:
+        if self.shuffled and (arrays or isinstance(self.x, keras.utils.PyDataset)):
             logger.warning(
                 "Keras shuffles arrays anew after a restart: for a training that goes on bit for bit give "
                 "`kv.data.load(arrays)` to `fit`, or `shuffle=False`"
             )
-        if self._is_dataset and steps and int(self.x.cardinality()) > steps:
+        batches = int(self.x.cardinality()) if callable(getattr(self.x, "cardinality", None)) else 0
+        if steps and batches > steps:
             logger.warning(
                 "With steps_per_epoch=%d of %d batches an epoch reads on where the one before ended; after a restart the data "
                 "begin anew with the epoch",
-                steps, int(self.x.cardinality()),
+                steps, batches,
             )  # fmt: skip
 
-    def build(self):
-        """Build the model, its metrics and its optimizer from the shapes of the data, where they are not built yet.
+    def _tells_shapes(self):
+        """Whether the data tell their shapes before they are read."""
+        leaves = [leaf for leaf in keras.tree.flatten((self.x, self.y)) if leaf is not None]
+        known = self._is_dataset or isinstance(self.x, keras.utils.PyDataset)
+        return known or all(hasattr(leaf, "shape") for leaf in leaves)
 
-        Raises:
-            ValueError: if the model is not built, and the data do not tell their shapes.
-        """
+    def check_can_go_on(self):
+        """Raise a ValueError where a training could not go on from its checkpoints."""
+        metrics = getattr(self.model, "_compile_metrics", None)
+        unknown = [] if self.model.built else ["the model is not built"]
+        unknown += ["it is compiled with metrics"] if metrics is not None and not metrics.built else []
+        if unknown and not self._tells_shapes():
+            raise ValueError(
+                "With `Checkpoint` the data must tell their shapes before they are read, as a `tf.data.Dataset`, a `PyDataset` "
+                "or arrays do; a generator will do for a built model (call it on a batch) without metrics. "
+                f"Received: data of type {type(self.x).__name__}, and {' and '.join(unknown)}"
+            )
+
+    def build(self):
+        """Build the model, its metrics and its optimizer from the shapes of the data, where they are not built yet."""
+        if not self._tells_shapes():
+            self.model.optimizer.build(self.model.trainable_variables)
+            return
+        batch = (self.x, self.y)
         if self._is_dataset:
             batch = self.x.element_spec
         elif isinstance(self.x, keras.utils.PyDataset):
             batch = self.x[0]
-        elif all(hasattr(leaf, "shape") for leaf in keras.tree.flatten((self.x, self.y)) if leaf is not None):
-            batch = (self.x, self.y)
-        else:
-            batch = None
-            if not self.model.built:
-                raise ValueError(
-                    "To go on from a checkpoint with data that come from a generator, call the model on a batch before `fit`, "
-                    f"so that it is built. Received: data of type {type(self.x).__name__}"
-                )
         self.model._symbolic_build(data_batch=batch)
 
 

@@ -15,10 +15,11 @@ def stateless(optimizer):
     optimizers = [optimizer]
     while hasattr(optimizers[-1], "inner_optimizer"):
         optimizers.append(optimizers[-1].inner_optimizer)
+    classes = type(optimizer).__mro__
+    special, general = (next(c for c in classes if c.__name__ == name) for name in ("TFOptimizer", "BaseOptimizer"))
+    of_tensorflow = special._backend_update_step
+    special._backend_update_step = general._backend_update_step  # optimizers such as Nadam call it as `super()`
     for one in optimizers:
-        classes = type(one).__mro__
-        special = next(c for c in classes if c.__name__ == "TFOptimizer")
-        general = next(c for c in classes if c.__name__ == "BaseOptimizer")
         for name in vars(special):
             replaced = getattr(type(one), name, None) is vars(special)[name] and hasattr(general, name)
             if replaced and not name.startswith("__") and name not in ("add_variable_from_reference", "_clip_by_norm"):
@@ -28,8 +29,8 @@ def stateless(optimizer):
     try:
         yield
     finally:
+        special._backend_update_step = of_tensorflow
         for one in optimizers:
-            special = next(c for c in type(one).__mro__ if c.__name__ == "TFOptimizer")
             for name in vars(special):
                 if not name.startswith("__"):
                     one.__dict__.pop(name, None)

@@ -6,6 +6,7 @@ import os
 
 import keras
 
+MAX_DEVICES = 256
 TF_CONFIG = (
     '{"cluster": {"worker": ["host0:12345", "host1:12345"]}, "task": {"type": "worker", "index": 0}}, the same on every machine '
     "but for the index"
@@ -76,6 +77,8 @@ def _devices(names):
     numbers = [(kind, int(number)) for kind, number in parts]
     if len(set(numbers)) < len(numbers):
         raise ValueError(f"`devices` must be different ones. Received: devices={list(names)}")
+    if any(number >= MAX_DEVICES for _, number in numbers):
+        raise ValueError(f"`devices` must be numbered below {MAX_DEVICES}. Received: devices={list(names)}")
     wanted = 1 + max((number for kind, number in numbers if kind == "cpu"), default=-1)
     if wanted > 1:
         (cpu,) = tf.config.list_physical_devices("CPU")

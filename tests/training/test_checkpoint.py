@@ -12,6 +12,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 import keras_vqdit as kv  # noqa: E402
+from keras_vqdit.training.checkpoint import _read  # noqa: E402
 from keras_vqdit.training.memory import remembered  # noqa: E402
 from tests.training.replicas_program import IMAGES, LABELS, diffusion, tokenizer  # noqa: E402
 
@@ -314,6 +315,64 @@ def test_another_model_or_other_data_are_told_and_harm_nothing(tmp_path):
     assert files(tmp_path) == before
 
 
+def test_another_tokenizer_or_process_is_told_and_stays(tmp_path):
+    """Shapes alone do not tell these apart."""
+    train_data = {"latents": np.zeros((20, 2, 2, 4), "float32"), "label": np.zeros(20, "int32")}
+    tokenizers = [tokenizer(), tokenizer()]
+
+    def fit(which, process):
+        network = kv.DiffusionTransformer(16, 2, 32, 1, num_classes=3)
+        model = kv.LatentDiffusion(tokenizers[which], network, process)
+        model.compile("adam", jit_compile=False)
+        model.fit(train_data, verbose=0, callbacks=[kv.training.Checkpoint(tmp_path)], shuffle=False, epochs=2)
+
+    fit(0, kv.RectifiedFlow())
+    with pytest.raises(ValueError, match="are of another model. Expected: process.class_name=RectifiedFlow"):
+        fit(0, kv.GaussianDiffusion())
+    with pytest.raises(ValueError, match="are of another model. Expected: process.config.shift=1.0. Received: 3.0"):
+        fit(0, kv.RectifiedFlow(shift=3.0))
+    before = [np.array(weight) for weight in tokenizers[1].weights]
+    with pytest.raises(ValueError, match="are of a model with another tokenizer"):
+        fit(1, kv.RectifiedFlow())
+    for weight, value in zip(tokenizers[1].weights, before, strict=True):
+        np.testing.assert_array_equal(weight, value)
+
+
+def test_another_optimizer_is_warned_of(tmp_path, caplog):
+    train_line(tmp_path, 1, optimizer=keras.optimizers.Adam(0.1))
+    train_line(tmp_path, 2, optimizer=keras.optimizers.Adam(0.1))
+    assert "The optimizer was changed" not in caplog.text
+    train_line(tmp_path, 3, optimizer=keras.optimizers.AdamW(0.2))
+    assert "class: Adam to AdamW; learning_rate: " in caplog.text
+
+
+def test_one_bad_batch_at_the_end_does_not_keep_the_epoch_from_being_saved(tmp_path):
+    x = np.linspace(-1, 1, 16, dtype="float32")[:, None]
+    x[-1] = np.nan
+    train_line(tmp_path, 2, x=x)
+    assert files(tmp_path) == ["epoch-000001-step-000000000.npz", "epoch-000002-step-000000000.npz"]
+
+
+def test_a_generator_that_could_not_go_on_is_told_at_once(tmp_path):
+    def generator():
+        while True:
+            yield np.ones((4, 1), "float32"), np.ones((4, 1), "float32")
+
+    def fit(model, epochs, **compiling):
+        model.compile("sgd", "mse", **compiling)
+        options = {"steps_per_epoch": 2, "epochs": epochs, "verbose": 0}
+        return model.fit(generator(), callbacks=[kv.training.Checkpoint(tmp_path)], **options).epoch
+
+    with pytest.raises(
+        ValueError, match="the data must tell their shapes.*the model is not built and it is compiled with"
+    ):
+        fit(Line(), 1, metrics=["mae"])
+    for epochs in (1, 2):
+        model = Line()
+        model(np.ones((4, 1), "float32"))
+        assert fit(model, epochs) == list(range(epochs))
+
+
 def test_a_model_of_another_kind_is_told(tmp_path):
     model = keras.Sequential([keras.layers.Dense(1)])
     model.compile("sgd", "mse")
@@ -328,11 +387,28 @@ def test_a_damaged_file_is_left_out(how, tmp_path, caplog):
     newest = tmp_path / "parts" / "epoch-000002-step-000000000.npz"
     content = bytearray(newest.read_bytes())
     if how == "flipped":
-        content[len(content) // 2] ^= 255
+        content[content.index(b'"version"') + 1] ^= 255
     newest.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "flipped": content}[how])
     model, _ = train_line(tmp_path / "parts", 3)  # from the end of the first epoch on
     assert_equal(model, expected)
     assert "is damaged, and left out" in caplog.text
+
+
+def test_flipped_bits_never_stop_a_restart(tmp_path):
+    """Whichever bit of the newest file is wrong, training goes on from the one before, or from the same numbers."""
+    expected, _ = train_line(tmp_path, 2)
+    newest = tmp_path / "epoch-000002-step-000000000.npz"
+    good, rng = newest.read_bytes(), np.random.default_rng(0)
+    for place in [*rng.integers(0, len(good), 60), *range(len(good) - 400, len(good) - 300)]:  # and the zip's directory
+        content = bytearray(good)
+        content[place] ^= 1 << rng.integers(8)
+        newest.write_bytes(content)
+        try:
+            meta, arrays, _ = _read(newest)
+        except ValueError as error:
+            assert str(newest) in str(error)
+        else:
+            assert meta["epoch"] == 2 and all(np.all(np.isfinite(array)) for array in arrays)
 
 
 def test_damaged_files_alone_are_an_error(tmp_path):
@@ -398,6 +474,15 @@ def test_shuffled_arrays_are_warned_of(tmp_path, caplog):
         assert ("Keras shuffles arrays anew" in caplog.text) == shuffle
 
 
+def test_folders_that_are_none(tmp_path):
+    for folder in (None, 3, ""):
+        with pytest.raises(TypeError, match="`folder` must be a path. Received: folder="):
+            kv.training.Checkpoint(folder)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NotADirectoryError, match="`folder` must be a folder. Received: folder=.*a file"):
+        train_line(tmp_path / "file")
+
+
 @pytest.mark.parametrize("arguments", [{"every": 0}, {"every": 1.5}, {"keep": 0}], ids=str)
 def test_bad_arguments(arguments, tmp_path):
     ((name, value),) = arguments.items()
@@ -430,7 +515,7 @@ def run(kind, replicas, folder, file, kills=0):
         return dict(np.load(file))
 
 
-SLOW = pytest.mark.slow
+SLOW = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-pytest.importorskip("tensorflow")
-from tests.training.replicas_program import CASES  # noqa: E402
+tf = pytest.importorskip("tensorflow")
+from tests.training.replicas_program import CASES, Penalised  # noqa: E402
 
 ON_FOUR = ("uneven last batch, sample weights", "labels, muon")
 REPLICAS = {1: (), 2: (), 4: ON_FOUR}  # and the cases of each, all if none is named
@@ -48,7 +48,7 @@ def test_replicas_do_not_drift(results, case, replicas):
 
 def test_a_batch_that_is_not_finite_is_skipped_on_all_replicas(results):
     for result in (results[1], results[2]):
-        assert result[f"{NOT_FINITE}/skipped steps"] == 4  # one an epoch
+        assert result[f"{NOT_FINITE}/skipped steps"] == result[f"{ON_FOUR[0]}/skipped steps"] == 4  # one an epoch
         assert np.all(np.isfinite(result[f"{NOT_FINITE}/fit loss"]))
         assert all(np.all(np.isfinite(v)) for k, v in result.items() if k.startswith(f"{NOT_FINITE}/weight"))
 
@@ -77,6 +77,26 @@ def test_what_is_made_outside_of_the_scope_is_told(results):
     assert expected in str(results[2]["error of the optimizer"])
     expected = "must be made within `strategy.scope()`, as its optimizer and `compile`. Received: "
     assert expected in str(results[2]["error of the model"])
+
+
+def test_what_does_not_work_under_a_strategy_is_told():
+    x = np.ones((8, 3), "float32")
+    with tf.distribute.MirroredStrategy(["/cpu:0"]).scope():
+        model = Penalised()
+        model.compile("sgd", "mse", jit_compile=False)
+    for method, instead in (("train_on_batch", "fit"), ("test_on_batch", "evaluate"), ("predict_on_batch", "predict")):
+        with pytest.raises(ValueError, match=f"`{method}` does not divide a batch .* use `{instead}`"):
+            getattr(model, method)(x)
+    model.fit(x, x, verbose=0)
+    model.dense.trainable = False
+    with model.distribute_strategy.scope():
+        model.compile(model.optimizer, "mse", jit_compile=False)
+    with pytest.raises(ValueError, match="compile the model with a new one after layers were frozen"):
+        model.fit(x, x, verbose=0)
+    with tf.distribute.OneDeviceStrategy("/cpu:0").scope():
+        model = Penalised()
+        with pytest.raises(ValueError, match="must be a `MirroredStrategy` or .*Received: OneDeviceStrategy"):
+            model.compile("sgd", "mse")
 
 
 def test_penalties_of_layers_count(results):
