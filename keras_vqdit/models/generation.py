@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_vqdit.checks import number, positive_integer
 from keras_vqdit.diffusion import guide, interval_scale
+from keras_vqdit.diffusion.noise import standard_normal
 from keras_vqdit.diffusion.samplers import SAMPLERS, sample, start
 from keras_vqdit.training import compile_function
 
@@ -77,10 +78,7 @@ class CompiledSampler:
         padded = np.zeros(2 ** math.ceil(math.log2(num_steps + 1)), "float32")  # few lengths, few traces
         padded[: num_steps + 1] = times
         tensor = ops.convert_to_tensor
-        weights = [
-            [variable.value for variable in network.trainable_variables],
-            [variable.value for variable in network.non_trainable_variables],
-        ]
+        weights = [values_of(network.trainable_variables), values_of(network.non_trainable_variables)]
         fixed = [
             {key: tensor(value) for key, value in conditions.items()},
             tensor(padded),
@@ -97,6 +95,12 @@ class CompiledSampler:
             states.append((x, clean))
             progress.add(last - first)
         return states
+
+    def draw(self, network, noise, conditions, times, scale, steps, seeds):
+        """Run steps within the program of another; arguments as in `__call__`, of tensors."""
+        self._network = network
+        weights = [values_of(network.trainable_variables), values_of(network.non_trainable_variables)]
+        return self._steps(weights, noise, start(noise), conditions, times, scale, steps, seeds)[0]
 
     def _steps(self, weights, x, memory, conditions, times, scale, steps, seeds):
         def predict(x, t, conditions):
@@ -119,6 +123,58 @@ class CompiledSampler:
             self.sampler, denoise, self.process, x, times,
             first=steps[0], last=steps[1], memory=memory, seed=seeds[0], first_example=seeds[1], **self.options,
         )  # fmt: skip
+
+
+class ExportedSampler:
+    """A sampler as a pure function of tensors: `num_steps`, `guidance_scale`, `seed` and conditions to examples.
+
+    Args:
+        model: a built `LatentDiffusion`.
+        sampler: a name in `keras_vqdit.diffusion.SAMPLERS`.
+        options: dict of options of the sampler's step.
+
+    Attributes:
+        inputs: name -> `(shape, dtype)` of what it takes besides conditions.
+        ranges: name -> lowest and highest value.
+    """
+
+    MAX_STEPS = 250
+
+    def __init__(self, model, sampler, options):
+        self.model = model
+        settings = {"interval": (0.0, 1.0), "rescale": 0.0, "jit_compile": False, "options": options}
+        self.plain, self.guided = (
+            CompiledSampler(model.process, sampler, null, **settings) for null in (None, model._null_conditions)
+        )
+        most = min(self.MAX_STEPS, getattr(model.process, "num_timesteps", self.MAX_STEPS))
+        self.times = np.zeros((most, most + 1), "float32")  # a row for each number of steps
+        for steps in range(1, most + 1):
+            self.times[steps - 1, : steps + 1] = model.process.times(steps)
+        self.inputs = {"seed": ((2,), "int32"), "num_steps": ((), "int32"), "guidance_scale": ((), "float32")}
+        self.ranges = {"num_steps": (1, most)}
+        self.counted = not model.num_classes and not model._reads_context
+        if self.counted:
+            self.inputs["num_samples"] = ((), "int32")
+            self.ranges["num_samples"] = (1, 2**20)
+
+    def __call__(self, *, seed, num_steps, guidance_scale, num_samples=None, **conditions):
+        model = self.model
+        conditions = {"label" if key == "labels" else key: value for key, value in conditions.items()}
+        count = num_samples if self.counted else ops.shape(next(iter(conditions.values())))[0]
+        noise = standard_normal((count, *model.latent_shape), (seed[0], 0, seed[1]))
+        times = ops.take(ops.convert_to_tensor(self.times), num_steps - 1, axis=0)
+        steps = ops.stack([0, num_steps])
+
+        def run(sampler):
+            return sampler.draw(model._network, noise, conditions, times, guidance_scale, steps, seed)
+
+        if self.counted:
+            latents = run(self.plain)
+        else:  # twice the work only where it is asked for
+            latents = ops.cond(guidance_scale == 1.0, lambda: run(self.plain), lambda: run(self.guided))
+        if model.tokenizer is not None:
+            latents = model.tokenizer.decode_latents(latents)
+        return {model.modality: ops.clip(ops.cast(latents, "float32"), -1.0, 1.0)}
 
 
 def check_conditions(model, labels, num_samples, context, context_mask):
@@ -169,3 +225,12 @@ def check_conditions(model, labels, num_samples, context, context_mask):
         label = model.num_classes if labels is None else labels.astype("int32")
         conditions["label"] = np.broadcast_to(np.int32(label), (count,))
     return conditions, count
+
+
+def plural(conditions):
+    """Conditions by the names that `generate` has for them."""
+    return {"labels" if key == "label" else key: value for key, value in conditions.items()}
+
+
+def values_of(variables):
+    return [variable.value for variable in variables]

@@ -9,10 +9,11 @@ from keras import ops
 
 from keras_vqdit.checks import fits, integer, known_values, number, positive_integer
 from keras_vqdit.diffusion import RectifiedFlow
+from keras_vqdit.diffusion.noise import standard_normal
 from keras_vqdit.diffusion.process import DiffusionProcess
 from keras_vqdit.models.autoencoder import check_float
-from keras_vqdit.models.generation import CompiledSampler, check_conditions
-from keras_vqdit.saving import FromPreset
+from keras_vqdit.models.generation import CompiledSampler, ExportedSampler, check_conditions, plural
+from keras_vqdit.saving import Endpoint, FromPreset
 from keras_vqdit.training import DistributedModel
 from keras_vqdit.training.replica_steps import is_seed
 
@@ -491,7 +492,7 @@ class LatentDiffusion(FromPreset, DistributedModel):
         verbose = 1 if verbose == "auto" else int(verbose)
         bar = keras.utils.Progbar(num_steps * math.ceil(count / size), verbose=verbose, unit_name="step")
         # The noise of an example does not depend on the size of the batches.
-        noise = ops.convert_to_numpy(keras.random.normal((count, *self.latent_shape), seed=seed))
+        noise = ops.convert_to_numpy(standard_normal((count, *self.latent_shape), (seed, 0)))
         results, noisy, clean = [], [], []
         for begin in range(0, count, size):
             rows = np.minimum(
@@ -539,6 +540,44 @@ class LatentDiffusion(FromPreset, DistributedModel):
         return [] if self.tokenizer is None else [v for v in self.tokenizer.weights if not is_seed(v)]
 
     # === Saving ===
+
+    def endpoints(self, sampler="dpmpp_2m", **sampler_options):
+        """What `saving.export` writes: those of the tokenizer, `denoise` and `sample`.
+
+        `denoise` is one evaluation of the network. `sample` runs the whole sampler; its `seed` is the pair of the seed of
+        `generate` and the number of the first example, 0 unless a large drawing is made in parts.
+
+        Args:
+            sampler: as in `generate`. Defaults to `"dpmpp_2m"`.
+            **sampler_options: as in `generate`.
+        """
+        if self.latent_shape is None:
+            raise ValueError("The model must be built before it is exported: train it, or call it on a batch")
+        self._check_average()
+        if self.tokenizer is None:
+            sampler_options.setdefault("clip", (-1.0, 1.0))
+        conditions, known = {}, {}
+        if self.num_classes:
+            conditions["label"], known["label"] = ((None,), "int32"), (0, self.num_classes)
+        if self._reads_context:
+            conditions["context"] = ((None, None, self.transformer.context_dim), "float32")
+            conditions["context_mask"] = ((None, None), "bool")
+        state = {"x": ((None, *self.latent_shape), "float32"), "t": ((None,), "float32")}
+        draw = ExportedSampler(self, sampler, sampler_options)
+        return {
+            **(self.tokenizer.endpoints() if hasattr(self.tokenizer, "endpoints") else {}),
+            "denoise": Endpoint(
+                self._denoise, {**state, **conditions}, "noisy latents to prediction and clean estimate", known
+            ),
+            "sample": Endpoint(
+                draw, {**draw.inputs, **plural(conditions)}, "draws new examples", {**draw.ranges, **plural(known)}
+            ),
+        }
+
+    def _denoise(self, *, x, t, **conditions):
+        prediction = self._network({"x": x, "t": self.process.network_time(t), **conditions}, training=False)
+        clean, _ = self.process.denoised(x, prediction, t)
+        return {"prediction": prediction, "clean": clean}
 
     def preset_variables(self):
         return self._variables_with(self.transformer)

@@ -69,6 +69,7 @@ class VQVAE(Autoencoder):
 
     parts = (*Autoencoder.parts, "quantizer")
     penalty_name = "quantization_loss"
+    code_name, code_dtype = "codes", "int32"
 
     def __init__(self, encoder, decoder, num_embeddings, embedding_dim, *, quantizer=None, modality="image", **kwargs):
         super().__init__(encoder, decoder, modality=modality, **kwargs)

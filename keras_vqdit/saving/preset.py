@@ -164,7 +164,7 @@ def load_preset(name_or_path, expected=None, *, custom_objects=None):
         custom_objects: dict of names and classes.
     """
     folder = find_preset(name_or_path)
-    metadata = _read_metadata(folder)
+    metadata = read_metadata(folder)
     path = folder / CONFIG
     config = _read_config(folder, metadata, custom_objects)
     expected = expected if isinstance(expected, (tuple, type(None))) else (expected,)
@@ -201,7 +201,8 @@ def _make(config, path, expected, custom_objects):
     return model
 
 
-def _read_metadata(folder):
+def read_metadata(folder):
+    """The metadata of a preset, checked."""
     path = folder / METADATA
     metadata = read_json(path)
     if metadata.get("format") != FORMAT:

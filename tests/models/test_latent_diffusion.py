@@ -310,7 +310,7 @@ def test_chunks_and_batches_change_nothing(drawn, sampler):
 
 def test_euler_and_guidance_by_hand(drawn):
     labels, scale = np.array([0, 2]), 2.5
-    x = ops.convert_to_numpy(keras.random.normal((2, 4, 4, 2), seed=11)).astype("float64")
+    x = ops.convert_to_numpy(standard_normal((2, 4, 4, 2), 11)).astype("float64")
     times = np.linspace(1, 0, 6)
     for t, s in zip(times[:-1], times[1:]):
         conditional, null = (
@@ -429,7 +429,7 @@ def test_ddpm_with_learned_variance_and_rescaled_guidance_by_hand():
     model(batch())
     randomize(model)
     labels, scale, phi, seed = np.array([0, 2]), 3.0, 0.7, 11
-    x = ops.convert_to_numpy(keras.random.normal((2, 4, 4, 2), seed=seed)).astype("float64")
+    x = ops.convert_to_numpy(standard_normal((2, 4, 4, 2), seed)).astype("float64")
     times = process.times(4)
     levels = [[np.float64(level) for level in process.alpha_sigma(t)] for t in times]
     for i, ((alpha_t, sigma_t), (alpha_s, sigma_s)) in enumerate(zip(levels[:-1], levels[1:])):

@@ -6,6 +6,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 
 import h5py
 import keras
@@ -409,6 +410,7 @@ def test_flipped_bytes(preset, good):
 
 FUZZ = """
 import sys
+import time
 from pathlib import Path
 import numpy as np
 from keras_vqdit.saving.strict import Weights
@@ -433,3 +435,35 @@ def test_flipped_bytes_of_weights_that_are_sealed(preset, tmp_path):
     program = [sys.executable, "-c", FUZZ, str(preset / WEIGHTS), str(tmp_path / "fuzzed.h5")]
     done = subprocess.run(program, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0 and "done" in done.stdout, done.stderr[-2000:]
+
+
+SAVE = """
+import sys
+import time
+import keras_vqdit as kv
+model = kv.VQVAE.from_preset(sys.argv[1])
+for i in range(10**6):
+    for variable in model.weights:
+        variable.assign(variable * 0 + i % 2)
+    model.save_to_preset(sys.argv[1])
+    print(i, flush=True)
+"""
+
+
+def test_killed_while_saving(tmp_path):
+    """What is there is one preset or the other, whole."""
+    rng, path = np.random.default_rng(0), tmp_path / "preset"
+    model = tokenizer()
+    for variable in model.weights:
+        variable.assign(variable * 0)
+    model.save_to_preset(path)
+    for _ in range(4):
+        process = subprocess.Popen([sys.executable, "-c", SAVE, str(path)], stdout=subprocess.PIPE, text=True)
+        try:
+            assert process.stdout.readline() == "0\n"
+            time.sleep(rng.uniform(0.0, 0.5))
+        finally:
+            process.kill()
+            process.wait()
+        loaded = load_preset(path)
+        assert len({float(value) for weight in loaded.weights for value in np.ravel(weight)}) == 1

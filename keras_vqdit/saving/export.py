@@ -1,0 +1,291 @@
+"""Export: SavedModel, LiteRT and ONNX files of a model's endpoints, which need nothing of this package or of Keras to run."""
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import json
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import keras
+
+from keras_vqdit.saving.folders import atomic_folder
+from keras_vqdit.saving.preset import METADATA, read_card, read_metadata
+from keras_vqdit.saving.strict import MAX_JSON, parse_json, read_json
+
+FORMAT, CARD = "keras_vqdit export", "model_card.json"
+FORMATS = ("tf_saved_model", "litert", "onnx")
+WITHOUT_LOOPS = ("encode", "decode", "denoise")  # what LiteRT and ONNX get
+ONNX_OPSET = 18
+CALLS = {  # how each endpoint is called
+    "tf_saved_model": "tf.saved_model.load({path!r}).signatures[NAME](INPUT=tf.constant(...), ...)",
+    "litert": "tf.lite.Interpreter({path!r} + '/NAME.tflite').get_signature_runner()(INPUT=array, ...)",
+    "onnx": "onnxruntime.InferenceSession({path!r} + '/NAME.onnx').run(None, {{'INPUT': array, ...}})",
+}
+
+
+class Endpoint(NamedTuple):
+    """What a model does for others: a function of named tensors.
+
+    Attributes:
+        function: takes tensors by name, and returns a dict of tensors.
+        inputs: name -> `(shape, dtype)`, where `None` is any size.
+        about: what it does, in a line.
+        ranges: name -> the lowest and the highest value that an input may have.
+    """
+
+    function: Callable
+    inputs: dict
+    about: str
+    ranges: dict = {}
+
+
+def export(model, path, *, format="tf_saved_model", card=None):
+    """Write a model for those who run it without this package.
+
+    Args:
+        model: a `VQVAE`, `VAE` or `LatentDiffusion`, or any built model with a method `endpoints()` that returns a dict of names
+            and `Endpoint`s.
+        path: folder. It is made; what is there is replaced if it is an export.
+        format: `"tf_saved_model"`, all endpoints in one SavedModel, for TensorFlow alone, or `"litert"` or `"onnx"`, a file
+            `NAME.tflite` or `NAME.onnx` for each of `encode`, `decode` and `denoise`; ONNX is written by the package `tf2onnx`.
+            Defaults to `"tf_saved_model"`.
+        card: dict of what users should know: data, metrics, command, licence. It must fit JSON.
+
+    Returns:
+        Dict: the model card that was written, with the signatures.
+
+    Raises:
+        ValueError: if the model is not built, `format` is unknown, or a converter does not know a part of the model.
+        TypeError: if the model has no endpoints.
+        ImportError: if `format` is `"onnx"` and `tf2onnx` is not installed.
+        FileExistsError: if `path` holds something else.
+
+    Example:
+
+    ```python
+    kv.saving.export(model, "exported/digits")
+
+    # Elsewhere, with TensorFlow alone:
+    sample = tf.saved_model.load("exported/digits").signatures["sample"]
+    given = {"labels": [3, 7], "seed": [0, 0], "guidance_scale": 1.5, "num_steps": 20}
+    images = sample(**{name: tf.constant(value) for name, value in given.items()})["image"]
+    ```
+    """
+    if format not in FORMATS:
+        raise ValueError(f"`format` must be one of {', '.join(map(repr, FORMATS))}. Received: format={format!r}")
+    if not hasattr(model, "endpoints"):
+        raise TypeError(f"`model` must have endpoints, as VQVAE, VAE and LatentDiffusion do. Received: {model!r}")
+    if format == "onnx" and not importlib.util.find_spec("tf2onnx"):
+        raise ImportError('ONNX files are written by tf2onnx. Install it by: pip install "keras_vqdit[onnx]"')
+    if keras.backend.backend() != "tensorflow":
+        raise ValueError(
+            "Models are exported on the TensorFlow backend: save a preset, and load it there. "
+            f"Received: backend {keras.backend.backend()!r}"
+        )
+    if not model.built:
+        raise ValueError("The model must be built before it is exported: train it, or call it on a batch")
+    endpoints = model.endpoints()
+    if format != "tf_saved_model":
+        endpoints = {name: one for name, one in endpoints.items() if name in WITHOUT_LOOPS}
+    functions = {name: _concrete(endpoint) for name, endpoint in endpoints.items()}
+    about = {
+        **({} if card is None else card),
+        "format": FORMAT,
+        "kind": format,
+        "model": type(model).__name__,
+        "parameter_count": int(sum(_size(v) for v in _variables(functions))),
+        "versions": _versions(),
+        "signatures": {
+            name: {"about": endpoints[name].about, "inputs": _specs(function.structured_input_signature[1]),
+                   "outputs": _specs(function.structured_outputs)}
+            for name, function in functions.items()
+        },
+    }  # fmt: skip
+    text = json.dumps(about, indent=2, allow_nan=False) + "\n"
+    with atomic_folder(path, is_export) as folder:
+        {"tf_saved_model": _save, "litert": _save_litert, "onnx": _save_onnx}[format](functions, folder)
+        (folder / CARD).write_text(text)
+    return about
+
+
+def is_export(path):
+    """Whether a folder is an export."""
+    with contextlib.suppress(ValueError, OSError):
+        return read_json(path / CARD).get("format") == FORMAT
+    return False
+
+
+def _concrete(endpoint):
+    """The endpoint as a concrete function of TensorFlow, float32 in and out."""
+    import tensorflow as tf
+
+    def run(**tensors):
+        checks = []
+        for name, (low, high) in endpoint.ranges.items():
+            fits = tf.reduce_all((tensors[name] >= low) & (tensors[name] <= high))
+            checks.append(
+                tf.debugging.Assert(fits, [f"`{name}` must be from {low} to {high}. Received:", tensors[name]])
+            )
+        with tf.control_dependencies([check for check in checks if check is not None]):
+            tensors = {name: tf.identity(tensor) for name, tensor in tensors.items()}
+        results = endpoint.function(**tensors)
+        return {
+            name: tf.cast(one, tf.float32) if one.dtype.is_floating else tf.identity(one)
+            for name, one in results.items()
+        }
+
+    specs = {name: tf.TensorSpec(shape, dtype, name) for name, (shape, dtype) in endpoint.inputs.items()}
+    return tf.function(run, autograph=False).get_concrete_function(**specs)
+
+
+def _variables(functions):
+    return list({id(v): v for function in functions.values() for v in function.graph.variables}.values())
+
+
+def _size(variable):
+    return variable.shape.num_elements()
+
+
+def _specs(structure):
+    return {name: {"shape": list(spec.shape), "dtype": spec.dtype.name} for name, spec in sorted(structure.items())}
+
+
+def _versions():
+    found = {"keras": keras.__version__}
+    for name in ("keras_vqdit", "tensorflow"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def _save(functions, folder):
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.weights = _variables(functions)
+    module.functions = functions
+    default = functions.get("sample") or functions["reconstruct"]
+    tf.saved_model.save(module, str(folder), signatures={**functions, "serving_default": default})
+
+
+def _save_litert(functions, folder):
+    import tensorflow as tf
+
+    for name, function in functions.items():
+        module = tf.Module()
+        module.weights = _variables({name: function})
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([function], module)
+        with _named_failure(name, "TensorFlow Lite"):
+            (folder / f"{name}.tflite").write_bytes(converter.convert())
+
+
+def _save_onnx(functions, folder):
+    import tensorflow as tf
+    import tf2onnx
+
+    def convert(function):
+        inputs = function.structured_input_signature[1]
+        positional = tf.function(lambda *tensors: function(**dict(zip(inputs, tensors, strict=True))), autograph=False)
+        return tf2onnx.convert.from_function(positional, input_signature=list(inputs.values()), opset=ONNX_OPSET)[0]
+
+    for name, function in functions.items():
+        with _named_failure(name, f"tf2onnx {tf2onnx.__version__}"):
+            (folder / f"{name}.onnx").write_bytes(convert(function).SerializeToString())
+
+
+@contextlib.contextmanager
+def _named_failure(name, converter):
+    try:
+        yield
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(f"{converter} can not convert `{name}` of this model: {lines[0][:300]}") from error
+
+
+# === Inspection ===
+
+
+def inspect(path):
+    """Tell what an export, a preset or a `.keras` file holds. Nothing of it is executed, or loaded but its descriptions.
+
+    Args:
+        path: the file or folder.
+
+    Returns:
+        List of lines.
+
+    Raises:
+        FileNotFoundError: if there is nothing.
+        ValueError: if it is damaged, or something else.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"There is no file or folder {path}")
+    if path.is_file():
+        return _inspect_archive(path)
+    if is_export(path):
+        return _inspect_export(path)
+    if (path / METADATA).exists():
+        metadata, card = read_metadata(path), read_card(path)
+        about = [
+            f"{path}: a preset of a {_short(metadata.get('model'))}, {_count(metadata)} weights, {_megabytes(path)}"
+        ]
+        return [*about, *(f"  {_short(key)}: {_short(value)}" for key, value in card.items())]
+    raise ValueError(f"{path} must be an export, a preset, or a .keras file")
+
+
+def _inspect_export(path):
+    card = read_json(path / CARD)
+    signatures = card.get("signatures")
+    lines = [
+        f"{path}: a {_short(card.get('model'))} as {_short(card.get('kind'))}, {_count(card)} weights, {_megabytes(path)}"
+    ]
+    known = ("format", "kind", "model", "parameter_count", "signatures")
+    lines += [f"  {_short(key)}: {_short(value)}" for key, value in card.items() if key not in known]
+    for name, one in (signatures if isinstance(signatures, dict) else {}).items():
+        one = one if isinstance(one, dict) else {}
+        lines += ["", f"{_short(name)}: {_short(one.get('about'))}"]
+        for what in ("inputs", "outputs"):
+            specs = one.get(what)
+            for key, spec in (specs if isinstance(specs, dict) else {}).items():
+                spec = spec if isinstance(spec, dict) else {}
+                lines.append(
+                    f"  {what[:-1]:<6}  {_short(key)}: {_short(spec.get('dtype'))} {_shape(spec.get('shape'))}"
+                )
+    if card.get("kind") in CALLS:
+        lines += ["", CALLS[card["kind"]].format(path=str(path))]
+    return lines
+
+
+def _inspect_archive(path):
+    try:
+        with zipfile.ZipFile(path) as archive, archive.open("config.json") as file:
+            config = parse_json(file.read(MAX_JSON + 1), f"{path}, config.json")
+    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged, or no .keras file: {error}") from None
+    return [f"{path}: a {_short(config.get('class_name'))} as .keras file, {path.stat().st_size / 1e6:.1f} MB"]
+
+
+def _short(value):
+    text = value if isinstance(value, str) else json.dumps(value)
+    text = "".join(
+        letter if letter.isprintable() else " " for letter in text
+    )  # nor do the texts of strangers move the cursor
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def _shape(sizes):
+    sizes = sizes if isinstance(sizes, list) else []
+    return "[" + ", ".join("any" if size is None else _short(size) for size in sizes[:16]) + "]"
+
+
+def _count(content):
+    count = content.get("parameter_count")
+    return f"{count:,}" if type(count) is int else "?"
+
+
+def _megabytes(path):
+    return f"{sum(file.stat().st_size for file in path.rglob('*') if file.is_file()) / 1e6:.1f} MB"

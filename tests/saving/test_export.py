@@ -1,0 +1,279 @@
+"""What is exported needs TensorFlow alone, and does as the model does."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+tf = pytest.importorskip("tensorflow")
+import keras_vqdit as kv  # noqa: E402
+from keras_vqdit.layers import nearest_code  # noqa: E402
+from tests.saving.test_presets import IMAGES, tokenizer  # noqa: E402
+
+LATENTS = np.random.default_rng(1).normal(size=(7, 2, 2, 4)).astype("float32")
+
+# Runs where neither this package nor Keras can be imported.
+ALONE = """
+import importlib.machinery
+import sys
+
+class Forbidden:  # TensorFlow asks where Keras is, which is no import yet
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("keras", "keras_vqdit"):
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec):
+        raise ImportError(f"{spec.name} is forbidden")
+
+    def exec_module(self, module):
+        pass
+
+sys.meta_path.insert(0, Forbidden())
+import numpy as np
+import tensorflow as tf
+
+folder, calls, results = sys.argv[1:]
+calls = np.load(calls, allow_pickle=False)
+signatures = tf.saved_model.load(folder).signatures
+given = {}
+for key in calls.files:
+    call, endpoint, name = key.split("/")
+    given.setdefault((call, endpoint), {})[name] = tf.constant(calls[key])
+found = {}
+for (call, endpoint), tensors in given.items():
+    try:
+        outputs = signatures[endpoint](**tensors)
+    except Exception as error:
+        outputs = {"error": tf.constant(str(error)[:300])}
+    found.update({f"{call}/{name}": value.numpy() for name, value in outputs.items()})
+assert not {"keras", "keras_vqdit"} & set(sys.modules)
+np.savez(results, **found)
+"""
+
+
+def alone(folder, calls, tmp_path):
+    """What an export answers to calls, `{name: (endpoint, {input: array})}`, in a process with TensorFlow alone."""
+    flat = {
+        f"{call}/{endpoint}/{name}": value for call, (endpoint, given) in calls.items() for name, value in given.items()
+    }
+    np.savez(tmp_path / "calls.npz", **flat)
+    program = [sys.executable, "-c", ALONE, str(folder), str(tmp_path / "calls.npz"), str(tmp_path / "results.npz")]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(np.load(tmp_path / "results.npz"))
+
+
+def trained_diffusion(process=None, dtype=None, num_classes=3, **options):
+    keras.utils.set_random_seed(0)
+    network = kv.DiffusionTransformer(16, 2, 32, 1, num_classes=num_classes, dtype=dtype, **options)
+    model = kv.LatentDiffusion(tokenizer(), network, process, ema_decay=0.9, dtype=dtype)
+    data = {"image": IMAGES, **({"label": (np.arange(40) % 3).astype("int32")} if num_classes else {})}
+    if options.get("context_dim"):
+        data["context"] = np.random.default_rng(2).normal(size=(40, 5, options["context_dim"])).astype("float32")
+    model.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
+    model.fit(data, batch_size=20, epochs=3, verbose=0)
+    return model
+
+
+def sampling(labels, seed=(0, 0), num_steps=4, guidance_scale=1.5, **more):
+    return {
+        "labels": np.asarray(labels, "int32"), "seed": np.asarray(seed, "int32"), "num_steps": np.int32(num_steps),
+        "guidance_scale": np.float32(guidance_scale), **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "process",
+    [None, lambda: kv.GaussianDiffusion("cosine", "v", zero_terminal_snr=True, min_snr_gamma=5.0)],
+    ids=["flow", "Gaussian"],
+)
+def test_every_endpoint_is_the_live_model(process, tmp_path):
+    model = trained_diffusion(process and process())
+    card = kv.saving.export(model, tmp_path / "export", card={"data": "noise"})
+    t, label = np.linspace(0.1, 0.9, 7, dtype="float32"), (np.arange(7) % 4).astype("int32")
+    codes = np.array(model.tokenizer.encode(IMAGES[:5]))
+    calls = {
+        "encode": ("encode", {"image": IMAGES[:5]}),
+        "decode": ("decode", {"codes": codes}),
+        "reconstruct": ("reconstruct", {"image": IMAGES[:5]}),
+        "denoise": ("denoise", {"x": LATENTS, "t": t, "label": label}),
+        "sample": ("sample", sampling([0, 1, 2])),
+        "again": ("sample", sampling([0, 1, 2])),
+        "another seed": ("sample", sampling([0, 1, 2], seed=(1, 0))),
+        "more steps": ("sample", sampling([0, 1, 2], num_steps=9)),
+        "one step": ("sample", sampling([0, 1, 2], num_steps=1)),
+        "without guidance": ("serving_default", sampling([0, 1, 2], guidance_scale=1.0)),
+        "batch of 1": ("sample", sampling([2])),
+        "batch of 33": ("sample", sampling(np.arange(33) % 3)),
+        "the second half": ("sample", sampling(np.arange(33)[20:] % 3, seed=(0, 20))),
+        "no label": ("sample", sampling([3, 3], guidance_scale=1.0)),
+        "a label too many": ("sample", sampling([4])),
+        "no steps": ("sample", sampling([1], num_steps=0)),
+        "too many steps": ("sample", sampling([1], num_steps=251)),
+    }
+    results = alone(tmp_path / "export", calls, tmp_path)
+
+    def live(labels, **options):
+        options = {"num_steps": 4, "guidance_scale": 1.5, "seed": 0, "verbose": 0, **options}
+        return model.generate(labels, **options)
+
+    expected = {
+        "encode/codes": codes,
+        "decode/image": model.tokenizer.decode(codes),
+        "reconstruct/image": model.tokenizer(IMAGES[:5])[0],
+        "sample/image": live([0, 1, 2]),
+        "again/image": live([0, 1, 2]),
+        "another seed/image": live([0, 1, 2], seed=1),
+        "more steps/image": live([0, 1, 2], num_steps=9),
+        "one step/image": live([0, 1, 2], num_steps=1),
+        "without guidance/image": live([0, 1, 2], guidance_scale=1.0),
+        "batch of 1/image": live([2]),
+        "batch of 33/image": live(np.arange(33) % 3),
+        "the second half/image": live(np.arange(33) % 3)[20:],
+        "no label/image": live(None, num_samples=2, guidance_scale=1.0),
+    }
+    for key, value in expected.items():
+        np.testing.assert_allclose(results[key], value, atol=1e-5, err_msg=key)
+    prediction = model.ema_transformer({"x": LATENTS, "t": model.process.network_time(t), "label": label})
+    np.testing.assert_allclose(results["denoise/prediction"], prediction, atol=1e-5)
+    np.testing.assert_allclose(results["denoise/clean"], model.process.denoised(LATENTS, prediction, t)[0], atol=1e-5)
+    assert np.abs(results["another seed/image"] - results["sample/image"]).max() > 0.01
+    assert "`labels` must be from 0 to 3" in str(results["a label too many/error"])
+    for key in ("no steps", "too many steps"):
+        assert "`num_steps` must be from 1 to 250" in str(results[f"{key}/error"])
+
+    assert json.loads((tmp_path / "export" / "model_card.json").read_text()) == card
+    assert card["data"] == "noise" and card["signatures"]["sample"]["inputs"]["seed"] == {
+        "shape": [2],
+        "dtype": "int32",
+    }
+    kept = [*model.tokenizer.weights, *model.ema_transformer.weights]
+    assert (
+        0 < card["parameter_count"] <= sum(np.prod(weight.shape) for weight in kept)
+    )  # not the weights beside the average
+
+
+def test_float32_in_and_out_whatever_the_policy(tmp_path):
+    model = trained_diffusion(dtype="mixed_bfloat16")
+    card = kv.saving.export(model, tmp_path / "export")
+    dtypes = {spec["dtype"] for one in card["signatures"].values() for spec in one["outputs"].values()}
+    assert dtypes == {"float32", "int32"}
+    results = alone(tmp_path / "export", {"sample": ("sample", sampling([0, 1, 2]))}, tmp_path)
+    expected = model.generate([0, 1, 2], num_steps=4, guidance_scale=1.5, seed=0, verbose=0)
+    np.testing.assert_allclose(results["sample/image"], expected, atol=0.05)
+
+
+def test_a_context_and_no_labels(tmp_path):
+    model = trained_diffusion(num_classes=None, context_dim=6)
+    kv.saving.export(model, tmp_path / "context")
+    context = np.random.default_rng(3).normal(size=(2, 4, 6)).astype("float32")
+    given = sampling([0], context=context, context_mask=np.array([[True] * 4, [True, False, True, False]]))
+    del given["labels"]
+    results = alone(tmp_path / "context", {"sample": ("sample", given)}, tmp_path)
+    conditions = {"context": context, "context_mask": given["context_mask"]}
+    expected = model.generate(num_steps=4, guidance_scale=1.5, seed=0, verbose=0, **conditions)
+    np.testing.assert_allclose(results["sample/image"], expected, atol=1e-5)
+
+    model = trained_diffusion(num_classes=None)
+    kv.saving.export(model, tmp_path / "plain")
+    given = {**sampling([0], guidance_scale=1.0), "num_samples": np.int32(3)}
+    del given["labels"]
+    results = alone(tmp_path / "plain", {"sample": ("sample", given)}, tmp_path)
+    expected = model.generate(num_samples=3, num_steps=4, seed=0, verbose=0)
+    np.testing.assert_allclose(results["sample/image"], expected, atol=1e-5)
+
+
+def test_a_vae(tmp_path):
+    model = kv.VAE.from_size("digits", input_shape=(8, 8, 1), filters=(8, 8), residual_filters=4)
+    kv.saving.export(model, tmp_path / "export")
+    results = alone(
+        tmp_path / "export",
+        {"encode": ("encode", {"image": IMAGES}), "r": ("serving_default", {"image": IMAGES})},
+        tmp_path,
+    )
+    np.testing.assert_allclose(results["encode/latents"], model.encode(IMAGES), atol=1e-5)
+    np.testing.assert_allclose(results["r/image"], model(IMAGES)[0], atol=1e-5)
+
+
+def test_litert(tmp_path, monkeypatch):
+    monkeypatch.setattr(nearest_code, "TILE_SIZE", 64)
+    model = trained_diffusion()
+    kv.saving.export(model, tmp_path / "lite", format="litert")
+    assert {path.name for path in (tmp_path / "lite").iterdir()} == {
+        "encode.tflite", "decode.tflite", "denoise.tflite", "model_card.json",
+    }  # fmt: skip
+
+    def run(name, **given):
+        return tf.lite.Interpreter(str(tmp_path / "lite" / f"{name}.tflite")).get_signature_runner()(**given)
+
+    for count in (1, 33):
+        codes = np.array(model.tokenizer.encode(IMAGES[:count]))
+        np.testing.assert_array_equal(run("encode", image=IMAGES[:count])["codes"], codes)
+        image = run("decode", codes=codes)["image"]
+        np.testing.assert_allclose(image, model.tokenizer.decode(codes), atol=1e-5)
+    given = {"x": LATENTS[:3], "t": np.full(3, 0.5, "float32"), "label": np.arange(3, dtype="int32")}
+    expected = model.ema_transformer(given)
+    np.testing.assert_allclose(run("denoise", **given)["prediction"], expected, atol=1e-5)
+
+
+def test_onnx(tmp_path, monkeypatch):
+    pytest.importorskip("tf2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(nearest_code, "TILE_SIZE", 64)  # several chunks of vectors, as large batches need
+    model = trained_diffusion()
+    kv.saving.export(model, tmp_path / "onnx", format="onnx")
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
+        "encode.onnx", "decode.onnx", "denoise.onnx", "model_card.json",
+    }  # fmt: skip
+
+    def run(name, **given):
+        session = onnxruntime.InferenceSession(tmp_path / "onnx" / f"{name}.onnx")
+        names = [one.name for one in session.get_outputs()]
+        return dict(zip(names, session.run(None, given), strict=True))
+
+    for count in (1, 33):
+        codes = np.array(model.tokenizer.encode(IMAGES[:count]))
+        np.testing.assert_array_equal(run("encode", image=IMAGES[:count])["codes"], codes)
+        image = run("decode", codes=codes)["image"]
+        np.testing.assert_allclose(image, model.tokenizer.decode(codes), atol=1e-5)
+    given = {"x": LATENTS[:3], "t": np.full(3, 0.5, "float32"), "label": np.arange(3, dtype="int32")}
+    expected = model.ema_transformer(given)
+    np.testing.assert_allclose(run("denoise", **given)["prediction"], expected, atol=1e-5)
+
+
+def test_what_converters_do_not_know(tmp_path, monkeypatch):
+    tf2onnx = pytest.importorskip("tf2onnx")
+
+    def fail(*args, **kwargs):
+        raise NotImplementedError("no such operation: Swirl")
+
+    monkeypatch.setattr(tf2onnx.convert, "from_function", fail)
+    with pytest.raises(
+        ValueError, match=r"tf2onnx \S+ can not convert `encode` of this model: no such operation: Swirl"
+    ):
+        kv.saving.export(tokenizer(), tmp_path / "onnx", format="onnx")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r'pip install "keras_vqdit\[onnx\]"'):
+        kv.saving.export(tokenizer(), tmp_path / "onnx", format="onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_errors(tmp_path):
+    model = tokenizer()
+    with pytest.raises(
+        ValueError, match="`format` must be one of 'tf_saved_model', 'litert', 'onnx'. Received: format='torch'"
+    ):
+        kv.saving.export(model, tmp_path / "a", format="torch")
+    with pytest.raises(TypeError, match="`model` must have endpoints, as VQVAE, VAE and LatentDiffusion do"):
+        kv.saving.export(keras.Sequential([keras.layers.Dense(1)]), tmp_path / "a")
+    with pytest.raises(ValueError, match="The model must be built before it is exported"):
+        kv.saving.export(kv.LatentDiffusion(None, kv.DiffusionTransformer(16, 2, 32, 1)), tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "thesis.tex").write_text("years of work")
+    with pytest.raises(FileExistsError, match="holds something else"):
+        kv.saving.export(model, tmp_path / "b")
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
