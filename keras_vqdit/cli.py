@@ -172,7 +172,7 @@ def generate(arguments):
         with saving.atomic_path(arguments.out) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, images=images, **({} if labels is None else {"labels": labels}))
     else:
-        names = None if labels is None else [str(label) for label in chosen]
+        names = None if labels is None else [class_names(arguments, model)[label] for label in chosen]
         title = f"Drawn images, {arguments.num_steps} steps of {arguments.sampler}"
         plotting.image_grid(images, columns=arguments.per_label, row_labels=names, title=title, path=arguments.out)
     print(f"wrote {arguments.out}")
@@ -236,6 +236,16 @@ def list_presets(arguments):
 
     for name, card in saving.presets().items():
         print(f"{name:<24}  {str(card.get('description', ''))[:200]}".rstrip())
+
+
+def class_names(arguments, model):
+    """The names of the classes in the card of a preset, else their numbers."""
+    from keras_vqdit import saving
+
+    names = saving.read_card(saving.find_preset(arguments.preset)).get("class_names") if arguments.preset else None
+    if isinstance(names, list) and len(names) == model.num_classes and all(isinstance(name, str) for name in names):
+        return [name[:40] for name in names]
+    return [str(label) for label in range(model.num_classes)]
 
 
 def load_trained(arguments, expected):

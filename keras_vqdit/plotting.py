@@ -320,9 +320,13 @@ def image_grid(
     _show(axis, sheet)
     axis.spines[:].set_visible(False)
     if row_labels is not None:
-        axis.set_yticks(np.arange(rows) * (height + gap) + (height - 1) / 2, [str(k) for k in row_labels])
+        axis.set_yticks(
+            np.arange(rows) * (height + gap) + (height - 1) / 2, [str(k) for k in row_labels], parse_math=False
+        )
     if column_labels is not None:
-        axis.set_xticks(np.arange(columns) * (width + gap) + (width - 1) / 2, [str(k) for k in column_labels])
+        axis.set_xticks(
+            np.arange(columns) * (width + gap) + (width - 1) / 2, [str(k) for k in column_labels], parse_math=False
+        )
     axis.tick_params(length=0)
     axis.set(title=title, xlabel=xlabel or "", ylabel=ylabel or "")
     return _finish(figure, path)

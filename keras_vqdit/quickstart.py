@@ -1,6 +1,8 @@
 """The main job from nothing: train a tokenizer and a diffusion transformer on digits, draw new ones, and judge them."""
 
 import dataclasses
+import importlib.metadata
+import os
 import platform
 import time
 from pathlib import Path
@@ -32,6 +34,8 @@ class Budget:
 
 
 JUDGE_BATCH = 128
+# Of the data; the models are under the licence of this package.
+LICENCES = {"mnist_5k": "CC BY-SA 3.0", "mnist": "CC BY-SA 3.0", "fashion_mnist": "MIT"}
 BUDGETS = {
     # Only shows that everything runs.
     "fast": Budget(
@@ -142,18 +146,69 @@ def run(out, *, dataset="mnist_5k", data_dir=None, download=False, image_size=No
             "keras": keras.__version__,
             "backend": keras.backend.backend(),
             "python": platform.python_version(),
+            **(
+                {"tensorflow": importlib.metadata.version("tensorflow")}
+                if keras.backend.backend() == "tensorflow"
+                else {}
+            ),
         },
+        "hardware": hardware(),
     }
     save_json(metrics, out / "metrics.json")
+    write_presets(out / "presets", metrics, tokenizer, model, data.describe(test).class_names)
     if verbose:
         files = [
             *(out / f"{part}.keras" for part in ("judge", "tokenizer", "diffusion")),
             out / "metrics.json",
+            *(out / "presets" / part for part in ("tokenizer", "diffusion")),
             *figures,
         ]
         print(table(metrics))
         print("\n".join(f"  {path}" for path in files))
     return metrics
+
+
+def write_presets(out, metrics, tokenizer, model, class_names=None):
+    """Save both models as presets, `out/tokenizer` and `out/diffusion`, with cards that tell how they came about."""
+    budget = metrics["budget"]
+    embedded = metrics["dataset"] == "mnist_5k"
+    options = ("" if embedded else f" --dataset {metrics['dataset']}") + f" --budget {budget['name']}"
+    shared = {
+        "data": {"name": metrics["dataset"], "licence": LICENCES.get(metrics["dataset"], "see the data")},
+        "licence": "Apache-2.0",
+        "command": f"python -m keras_vqdit quickstart{options} --seed {metrics['seed']}",
+        "seconds": metrics["seconds"],
+        "hardware": metrics["hardware"],
+        "versions": metrics["versions"],
+    }
+    size = "x".join(map(str, tokenizer.example_shape[:-1]))
+    tokens = "x".join(map(str, tokenizer.latent_shape[:-1]))
+    about = f"VQ-VAE of {metrics['dataset']}: images of {size} to {tokens} codes of {budget['num_embeddings']}"
+    tokenizer.save_to_preset(
+        out / "tokenizer", {"description": about, "metrics": {"test": metrics["tokenizer"]}, **shared}
+    )
+    drawing = {key: budget[key] for key in ("num_steps", "guidance_scale", "sampler")}
+    names = {"class_names": [str(name) for name in class_names]} if class_names else {}
+    about = f"Diffusion transformer of {metrics['dataset']}, {model.num_classes} classes: images of {size}"
+    model.save_to_preset(
+        out / "diffusion",
+        {
+            "description": about,
+            "metrics": {"drawn": {**metrics["generation"], **drawing, "seed": metrics["seed"]}},
+            **names,
+            **shared,
+        },
+    )
+
+
+def hardware():
+    """The machine, in words."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            found = next((line.split(":", 1)[1].strip() for line in file if line.startswith("model name")), "")
+    except OSError:
+        found = platform.processor()
+    return f"{os.cpu_count()} cores of {found or platform.machine()}"
 
 
 def draw_figures(out, model, tokenizer, test, counts, tokenizer_curves, diffusion_curves, drawing):

@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from keras_vqdit import cli, quickstart
+import keras_vqdit as kv
+from keras_vqdit import cli, quickstart, saving
 
 
 def striped(n, seed=0):
@@ -128,8 +129,13 @@ def test_quickstart_leaves_models_figures_and_metrics(tmp_path, capsys):
         "tokenizer.keras",
         "diffusion.keras",
         "metrics.json",
+        "presets",
         *(f"{name}.png" for name in figures),
     }
+    card = saving.read_card(out / "presets" / "diffusion")
+    assert card["metrics"]["drawn"]["num_samples"] == 50 and card["data"]["licence"] == "CC BY-SA 3.0"
+    assert kv.LatentDiffusion.from_preset(out / "presets" / "diffusion").num_classes == 10
+    assert kv.VQVAE.from_preset(out / "presets" / "tokenizer").num_embeddings == 64
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["budget"]["name"] == "fast" and metrics["dataset"] == "mnist_5k"
     assert 0 < metrics["tokenizer"]["codes_used"] <= 1
