@@ -14,7 +14,7 @@ if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "keras-vqdit")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from keras_vqdit import diffusion, layers, metrics, models, saving
-from keras_vqdit.diffusion import GaussianDiffusion, RectifiedFlow
+from keras_vqdit.diffusion import GaussianDiffusion, MaskedDiffusion, RectifiedFlow
 from keras_vqdit.layers import MultiHeadAttention, TransformerBlock, VectorQuantizer
 from keras_vqdit.models import VAE, VQVAE, DiffusionTransformer, LatentDiffusion
 from keras_vqdit.saving import presets
@@ -27,6 +27,7 @@ __all__ = [
     "DiffusionTransformer",
     "GaussianDiffusion",
     "LatentDiffusion",
+    "MaskedDiffusion",
     "MultiHeadAttention",
     "RectifiedFlow",
     "TransformerBlock",

@@ -1,4 +1,4 @@
-"""Standard normal noise, a pure function of a seed: the same eagerly, compiled and on every backend, up to rounding.
+"""Normal, uniform and Gumbel noise, a pure function of a seed: the same eagerly, compiled and on every backend, up to rounding.
 
 On TensorFlow `keras.random.normal` gives other numbers inside XLA than outside, and is some twenty times slower in an
 XLA program for the CPU, which repeats the scrambling of the seed for every element. Here element i depends on the
@@ -50,21 +50,41 @@ def standard_normal(shape, seed):
     >>> tuple(standard_normal((2, 3), seed=0).shape)
     (2, 3)
     """
+    return _numbers(shape, seed, _box_muller)
+
+
+def uniform(shape, seed):
+    """Uniform noise between 0 and 1, both exclusive; arguments as of `standard_normal`.
+
+    Returns:
+        float32 tensor of multiples of 2⁻²⁴, less half of that.
+    """
+    return _numbers(shape, seed, lambda u, v: (u, v))
+
+
+def gumbel(shape, seed):
+    """Standard Gumbel noise, in float32; arguments as of `standard_normal`. Lower precision cuts its tail off."""
+    return -ops.log(-ops.log(uniform(shape, seed)))
+
+
+def _numbers(shape, seed, transform):
     size, example = math.prod(shape), math.prod(shape[1:])
     first = seed[2] if isinstance(seed, (tuple, list)) and len(seed) == 3 else 0
     if isinstance(first, int) and first == 0 or isinstance(example, int) and example % 2 == 0:
-        pairs = _normal_pairs(seed, ops.arange((size + 1) // 2, dtype="int32") + first * (example // 2))
+        pairs = transform(*_uniform_pairs(seed, ops.arange((size + 1) // 2, dtype="int32") + first * (example // 2)))
         return ops.reshape(ops.reshape(ops.stack(pairs, axis=-1), (-1,))[:size], shape)
     element = ops.arange(size, dtype="int32") + first * example  # an example may begin in the middle of a pair
-    even, odd = _normal_pairs(seed, element // 2)
+    even, odd = transform(*_uniform_pairs(seed, element // 2))
     return ops.reshape(ops.where(element % 2 == 0, even, odd), shape)
 
 
-def _normal_pairs(seed, index):
-    """The two numbers of each pair `index`."""
+def _uniform_pairs(seed, index):
+    """The two numbers of each pair `index`: 24 random bits each, and never 0."""
     a, b = threefry(_key(seed), (index, ops.zeros_like(index)))
-    # 24 random bits each; the first number is never 0.
-    u, v = ((ops.cast(_shift_right(bits, 8), "float32") + 0.5) * 2.0**-24 for bits in (a, b))
+    return tuple((ops.cast(_shift_right(bits, 8), "float32") + 0.5) * 2.0**-24 for bits in (a, b))
+
+
+def _box_muller(u, v):
     radius, angle = ops.sqrt(-2.0 * ops.log(u)), 2 * math.pi * v
     return radius * ops.cos(angle), radius * ops.sin(angle)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from keras_vqdit.diffusion import flow, gaussian, guidance, samplers
+from keras_vqdit.diffusion import flow, gaussian, guidance, masked, samplers, unmasking
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,8 +21,8 @@ if sys.argv[1] == "jax":
     sys.modules["tensorflow"] = None  # importing it is an error from here on
 import keras
 from keras import ops
-from keras_vqdit.diffusion import (GaussianDiffusion, RectifiedFlow, guide, interval_scale, sample,
-                                   standard_normal)
+from keras_vqdit.diffusion import (GaussianDiffusion, MaskedDiffusion, RectifiedFlow, fill_in, guide,
+                                   interval_scale, sample, standard_normal)
 from keras_vqdit.diffusion.samplers import start
 assert keras.backend.backend() == sys.argv[1]
 results = {}
@@ -60,6 +60,19 @@ for name, process in processes.items():
         np.testing.assert_array_equal(part, clean)
         results[f"{name}/{sampler}"] = whole
 
+process = MaskedDiffusion("cosine", seed=1)
+codes = np.arange(24).reshape(4, 6) % 5
+masked_codes, masked, _ = process(codes, t, standard_normal((4, 6), 2) * 0 + 0.5, mask_code=5)
+results["masked/loss"] = process.loss(standard_normal((4, 6, 5), 3), codes, masked, t)
+logits = 3 * standard_normal((4, 6, 5), 4)
+for sampler in ("ancestral", "confidence"):
+    def run(codes, num_steps):
+        network = lambda codes: {"x": logits}
+        return fill_in(sampler, network, process, {"x": codes}, {"x": 5}, num_steps, seed=7, top_p=0.9)["x"]
+    if sys.argv[1] == "jax":
+        run = jax.jit(run)
+    results[f"masked/{sampler}"] = run(ops.full((4, 6), 5, "int32"), 3)
+
 class Model(keras.Model):
     def __init__(self):
         super().__init__()
@@ -91,7 +104,7 @@ def test_jax_without_tensorflow_gives_the_same_numbers(tmp_path):
         )
         assert run.returncode == 0, run.stderr[-3000:]
         results[backend] = np.load(path)
-    assert len(results["jax"].files) == 1 + (3 + 2) + (3 + 3)
+    assert len(results["jax"].files) == 1 + (3 + 2) + (3 + 3) + 3
     for key in results["jax"].files:
         theirs = results["tensorflow"][key]
         np.testing.assert_allclose(
@@ -100,7 +113,7 @@ def test_jax_without_tensorflow_gives_the_same_numbers(tmp_path):
 
 
 def examples():
-    for module in (gaussian, flow, guidance, samplers):
+    for module in (gaussian, flow, guidance, masked, samplers, unmasking):
         for i, code in enumerate(re.findall(r"```python\n(.*?)```", Path(module.__file__).read_text(), re.DOTALL)):
             yield pytest.param(code, id=f"{module.__name__.split('.')[-1]}-{i}")
 
@@ -113,4 +126,4 @@ def test_examples_run(code):
 
 
 def test_every_example_is_found():
-    assert len(list(examples())) == 4
+    assert len(list(examples())) == 6
