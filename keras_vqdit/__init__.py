@@ -15,7 +15,7 @@ if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "keras-vqdit")
 
 from keras_vqdit import diffusion, layers, metrics, models, saving
 from keras_vqdit.diffusion import GaussianDiffusion, MaskedDiffusion, RectifiedFlow
-from keras_vqdit.layers import MultiHeadAttention, TransformerBlock, VectorQuantizer
+from keras_vqdit.layers import MultiHeadAttention, ResidualQuantizer, TransformerBlock, VectorQuantizer
 from keras_vqdit.models import VAE, VQVAE, DiffusionTransformer, LatentDiffusion
 from keras_vqdit.saving import presets
 
@@ -30,6 +30,7 @@ __all__ = [
     "MaskedDiffusion",
     "MultiHeadAttention",
     "RectifiedFlow",
+    "ResidualQuantizer",
     "TransformerBlock",
     "VectorQuantizer",
     "data",

@@ -7,6 +7,7 @@ from keras_vqdit.layers.latent_statistics import LatentStatistics
 from keras_vqdit.layers.nearest_code import nearest_codes
 from keras_vqdit.layers.patches import patchify, unpatchify
 from keras_vqdit.layers.quantizer import Quantizer
+from keras_vqdit.layers.residual_quantizer import ResidualQuantizer
 from keras_vqdit.layers.transformer_block import TransformerBlock
 from keras_vqdit.layers.vector_quantizer import VectorQuantizer
 
@@ -17,6 +18,7 @@ __all__ = [
     "MultiHeadAttention",
     "Quantizer",
     "ResidualBlock",
+    "ResidualQuantizer",
     "TimeEmbedding",
     "TransformerBlock",
     "Upsample",

@@ -244,7 +244,7 @@ class Autoencoder(FromPreset, DistributedModel):
         """What `saving.export` writes: `encode`, `decode` and `reconstruct`."""
         kind, code = self.modality, self.code_name
         data = {kind: ((None, *self.example_shape), "float32")}
-        shape = self.latent_shape if self.code_dtype == "float32" else self.latent_shape[:-1]
+        shape = self.latent_shape if self.code_dtype == "float32" else self.code_shape
         return {
             "encode": Endpoint(lambda **given: {code: self.encode(given[kind])}, data, f"{kind} to {code}"),
             "decode": Endpoint(

@@ -86,8 +86,9 @@ class VQVAE(Autoencoder):
                 )
         self.vq = quantizer
         self.num_embeddings, self.embedding_dim = num_embeddings, embedding_dim
-        self.usage = CodebookUsage(num_embeddings, name="codebook_usage")
-        self.perplexity = CodebookPerplexity(num_embeddings, name="perplexity")
+        self.num_levels = getattr(quantizer, "num_levels", None)  # of a `ResidualQuantizer`
+        self.usage = CodebookUsage(num_embeddings, self.num_levels, name="codebook_usage")
+        self.perplexity = CodebookPerplexity(num_embeddings, self.num_levels, name="perplexity")
         self.build_if_known()
 
     @classmethod
@@ -131,6 +132,11 @@ class VQVAE(Autoencoder):
             f"`Dense({self.embedding_dim})`. Received: encoder output of shape {encoded}, with {encoded[-1]} channels"
         )
 
+    @property
+    def code_shape(self):
+        """Shape of the codes of one example: `(*grid)`, with a `ResidualQuantizer` of L levels `(*grid, L)`."""
+        return (*self.latent_shape[:-1], *([] if self.num_levels is None else [self.num_levels]))
+
     def build_latents(self, latent_shape):
         if not self.vq.built:
             self.vq.build(latent_shape)
@@ -157,7 +163,7 @@ class VQVAE(Autoencoder):
             x: data `(B, *spatial, C)`, or a dict with the modality.
 
         Returns:
-            Codes, int32 `(B, *grid)`.
+            Codes, int32 `(B, *code_shape)`: `(B, *grid)`, with a `ResidualQuantizer` of L levels `(B, *grid, L)`.
         """
         return self.vq.encode(self.posterior_mean(self.data(x)))
 
@@ -165,7 +171,7 @@ class VQVAE(Autoencoder):
         """Decode codes into data: `decode(encode(x))` is `call(x)[0]`.
 
         Args:
-            codes: integers `(B, *grid)`.
+            codes: integers, as `encode` gives them.
 
         Returns:
             Data `(B, *spatial, C)`.

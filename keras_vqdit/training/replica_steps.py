@@ -105,8 +105,12 @@ class ReplicaSteps:
         observations = self._program("start", variables, observe)(local_values(variables), x)
         for layer, seen in zip(self.learners, observations, strict=True):
             if hasattr(layer, "start"):
-                seen = _join(seen)
-                layer.start(**{**seen, "weights": seen["weights"] * ops.cast(fine, seen["weights"].dtype)})
+                layer.start(
+                    **{
+                        key: value * ops.cast(fine, value.dtype) if key.endswith("weights") else value
+                        for key, value in _join(seen).items()
+                    }
+                )
         return fine
 
     @contextlib.contextmanager

@@ -27,7 +27,9 @@ INJECTED = {
 
 
 def tokenizer(cls=kv.VQVAE, **options):
-    if cls is kv.VQVAE:
+    if cls is kv.VQVAE and "quantizer" in options:
+        options["num_embeddings"] = 24
+    elif cls is kv.VQVAE:
         options = {"num_embeddings": 24, "quantizer": kv.VectorQuantizer(24, 4, seed=1, **options)}
     return cls.from_size("digits", input_shape=(8, 8, 1), filters=(8, 8), residual_filters=4, **options)
 
@@ -58,6 +60,13 @@ CASES = {
     ),
     "a batch that is not finite, gradient codebook": (
         lambda: tokenizer(codebook="gradient", restart_threshold=0.2), adam, with_a_hole(), 40, {"jit_compile": False}, {},
+    ),
+    "residual codebooks": (
+        lambda: tokenizer(quantizer=kv.ResidualQuantizer(3, 24, 4, seed=1, restart_threshold=0.2)),
+        adam, IMAGES, 40, {"jit_compile": True}, {},
+    ),
+    "a codebook that starts at random": (
+        lambda: tokenizer(kmeans_init=False, restart_threshold=None), adam, IMAGES, 40, {"jit_compile": False}, {},
     ),
     "diffusion": (diffusion, adam, INJECTED, 40, {"jit_compile": True}, {}),
     "labels, muon": (
