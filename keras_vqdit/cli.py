@@ -103,7 +103,8 @@ def train_diffusion(arguments):
     check_out(arguments.out, ".keras")
     strategy = prepare_training(arguments)
     with training.scope(strategy):
-        tokenizer = saving.load_model(arguments.tokenizer, (VQVAE, VAE))
+        read = saving.load_model if arguments.tokenizer.endswith(".keras") else saving.load_preset
+        tokenizer = read(arguments.tokenizer, (VQVAE, VAE))
         if arguments.process == "flow":
             process = RectifiedFlow(seed=arguments.seed)
         else:
@@ -216,10 +217,12 @@ def export(arguments):
     from keras_vqdit.models import VAE, VQVAE, LatentDiffusion
 
     model = load_trained(arguments, (VQVAE, VAE, LatentDiffusion))
+    card = saving.read_card(saving.find_preset(arguments.preset)) if arguments.preset else {}
+    if arguments.card:
+        card = {**card, **saving.read_json(arguments.card)}
     if arguments.format == "preset":
-        model.save_to_preset(arguments.out)
+        model.save_to_preset(arguments.out, card)
     else:
-        card = saving.read_card(saving.find_preset(arguments.preset)) if arguments.preset else None
         saving.export(model, arguments.out, format=arguments.format, card=card)
     print(f"wrote {arguments.out}")
 
@@ -235,7 +238,7 @@ def list_presets(arguments):
     from keras_vqdit import saving
 
     for name, card in saving.presets().items():
-        print(f"{name:<24}  {str(card.get('description', ''))[:200]}".rstrip())
+        print(f"{name:<24}  {saving.short(card.get('description', ''))}".rstrip())
 
 
 def class_names(arguments, model):
@@ -384,7 +387,7 @@ def build_parser():
     command = add(train, "diffusion", train_diffusion, "Train a diffusion transformer on a tokenizer's latents.")
     data_arguments(command)
     training_arguments(command)
-    command.add_argument("--tokenizer", type=Path, required=True, help="a .keras file of `train tokenizer`")
+    command.add_argument("--tokenizer", required=True, help="a .keras file of `train tokenizer`, or a preset")
     command.add_argument(
         "--out", type=Path, default=Path("saved_models/diffusion.keras"), help="where to save the model"
     )
@@ -432,6 +435,7 @@ def build_parser():
         help="tf_saved_model: all endpoints, for TensorFlow alone; litert, onnx: encode, decode and denoise; "
         "preset: for this package",
     )
+    command.add_argument("--card", type=Path, help="a JSON file of what users should know: data, metrics, licence")
 
     command = add(
         commands, "inspect", inspect, "Tell what a file or folder holds, and how to call it; nothing of it is executed."

@@ -152,6 +152,7 @@ def run(out, *, dataset="mnist_5k", data_dir=None, download=False, image_size=No
                 else {}
             ),
         },
+        "command": f"python -m keras_vqdit quickstart{said(name, dataset, image_size, seed)}",
         "hardware": hardware(),
     }
     save_json(metrics, out / "metrics.json")
@@ -171,25 +172,25 @@ def run(out, *, dataset="mnist_5k", data_dir=None, download=False, image_size=No
 def write_presets(out, metrics, tokenizer, model, class_names=None):
     """Save both models as presets, `out/tokenizer` and `out/diffusion`, with cards that tell how they came about."""
     budget = metrics["budget"]
-    embedded = metrics["dataset"] == "mnist_5k"
-    options = ("" if embedded else f" --dataset {metrics['dataset']}") + f" --budget {budget['name']}"
+    known = metrics["dataset"] in LICENCES
+    name = Path(metrics["dataset"]).name  # of a folder or a file
     shared = {
-        "data": {"name": metrics["dataset"], "licence": LICENCES.get(metrics["dataset"], "see the data")},
-        "licence": "Apache-2.0",
-        "command": f"python -m keras_vqdit quickstart{options} --seed {metrics['seed']}",
+        "data": {"name": name, "licence": LICENCES.get(metrics["dataset"], "that of the data")},
+        "licence": "Apache-2.0" if known else "that of whoever trained it",
+        "command": metrics["command"],
         "seconds": metrics["seconds"],
         "hardware": metrics["hardware"],
         "versions": metrics["versions"],
     }
     size = "x".join(map(str, tokenizer.example_shape[:-1]))
     tokens = "x".join(map(str, tokenizer.latent_shape[:-1]))
-    about = f"VQ-VAE of {metrics['dataset']}: images of {size} to {tokens} codes of {budget['num_embeddings']}"
+    about = f"VQ-VAE of {name}: images of {size} to {tokens} codes of {budget['num_embeddings']}"
     tokenizer.save_to_preset(
         out / "tokenizer", {"description": about, "metrics": {"test": metrics["tokenizer"]}, **shared}
     )
     drawing = {key: budget[key] for key in ("num_steps", "guidance_scale", "sampler")}
     names = {"class_names": [str(name) for name in class_names]} if class_names else {}
-    about = f"Diffusion transformer of {metrics['dataset']}, {model.num_classes} classes: images of {size}"
+    about = f"Diffusion transformer of {name}, {model.num_classes} classes: images of {size}"
     model.save_to_preset(
         out / "diffusion",
         {
@@ -199,6 +200,17 @@ def write_presets(out, metrics, tokenizer, model, class_names=None):
             **shared,
         },
     )
+
+
+def said(budget, dataset, image_size, seed):
+    """The options of the command that does the same."""
+    options = {
+        "dataset": None if dataset == "mnist_5k" else Path(dataset).name if isinstance(dataset, str) else "YOUR_DATA",
+        "image-size": image_size,
+        "budget": None if budget == "quick" else budget,
+        "seed": seed,
+    }
+    return "".join(f" --{key} {value}" for key, value in options.items() if value is not None)
 
 
 def hardware():

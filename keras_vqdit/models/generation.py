@@ -131,6 +131,7 @@ class ExportedSampler:
     Args:
         model: a built `LatentDiffusion`.
         sampler: a name in `keras_vqdit.diffusion.SAMPLERS`.
+        interval, rescale: of the guidance.
         options: dict of options of the sampler's step.
 
     Attributes:
@@ -140,9 +141,10 @@ class ExportedSampler:
 
     MAX_STEPS = 250
 
-    def __init__(self, model, sampler, options):
+    def __init__(self, model, sampler, interval, rescale, options):
         self.model = model
-        settings = {"interval": (0.0, 1.0), "rescale": 0.0, "jit_compile": False, "options": options}
+        interval = tuple(interval) if isinstance(interval, list) else interval
+        settings = {"interval": interval, "rescale": rescale, "jit_compile": False, "options": options}
         self.plain, self.guided = (
             CompiledSampler(model.process, sampler, null, **settings) for null in (None, model._null_conditions)
         )
@@ -172,9 +174,7 @@ class ExportedSampler:
             latents = run(self.plain)
         else:  # twice the work only where it is asked for
             latents = ops.cond(guidance_scale == 1.0, lambda: run(self.plain), lambda: run(self.guided))
-        if model.tokenizer is not None:
-            latents = model.tokenizer.decode_latents(latents)
-        return {model.modality: ops.clip(ops.cast(latents, "float32"), -1.0, 1.0)}
+        return {model.modality: model._finish(latents)}
 
 
 def check_conditions(model, labels, num_samples, context, context_mask):

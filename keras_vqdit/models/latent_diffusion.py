@@ -531,9 +531,7 @@ class LatentDiffusion(FromPreset, DistributedModel):
         return self._samplers[key]
 
     def _decode(self, latents):
-        if self.tokenizer is not None:
-            latents = self.tokenizer.decode_latents(latents)
-        return np.clip(ops.convert_to_numpy(latents).astype("float32"), -1.0, 1.0)
+        return ops.convert_to_numpy(self._finish(latents))
 
     @property
     def fixed_variables(self):
@@ -541,38 +539,58 @@ class LatentDiffusion(FromPreset, DistributedModel):
 
     # === Saving ===
 
-    def endpoints(self, sampler="dpmpp_2m", **sampler_options):
-        """What `saving.export` writes: those of the tokenizer, `denoise` and `sample`.
+    def endpoints(self, sampler="dpmpp_2m", *, guidance_interval=(0.0, 1.0), guidance_rescale=0.0, **sampler_options):
+        """What `saving.export` writes: those of the tokenizer, `denoise`, `decode_latents` and `sample`.
 
-        `denoise` is one evaluation of the network. `sample` runs the whole sampler; its `seed` is the pair of the seed of
-        `generate` and the number of the first example, 0 unless a large drawing is made in parts.
+        `denoise` is one evaluation of the network, `decode_latents` makes data of what it gives in the end. `sample` runs the
+        whole sampler; its `seed` is the pair of the seed of `generate` and the number of the first example, 0 unless a large
+        drawing is made in parts.
 
         Args:
-            sampler: as in `generate`. Defaults to `"dpmpp_2m"`.
-            **sampler_options: as in `generate`.
+            sampler, guidance_interval, guidance_rescale, **sampler_options: as in `generate`.
         """
         if self.latent_shape is None:
             raise ValueError("The model must be built before it is exported: train it, or call it on a batch")
         self._check_average()
         if self.tokenizer is None:
             sampler_options.setdefault("clip", (-1.0, 1.0))
+        settings = {"sampler": sampler, "guidance_interval": guidance_interval, "guidance_rescale": guidance_rescale}
+        draw = ExportedSampler(self, sampler, guidance_interval, guidance_rescale, sampler_options)
         conditions, known = {}, {}
         if self.num_classes:
             conditions["label"], known["label"] = ((None,), "int32"), (0, self.num_classes)
         if self._reads_context:
             conditions["context"] = ((None, None, self.transformer.context_dim), "float32")
             conditions["context_mask"] = ((None, None), "bool")
-        state = {"x": ((None, *self.latent_shape), "float32"), "t": ((None,), "float32")}
-        draw = ExportedSampler(self, sampler, sampler_options)
+        latents = ((None, *self.latent_shape), "float32")
+        found = dict(self.tokenizer.endpoints()) if hasattr(self.tokenizer, "endpoints") else {}
+        if self.tokenizer is not None:
+            found["decode_latents"] = Endpoint(
+                lambda latents: {self.modality: self._finish(latents)}, {"latents": latents},
+                f"latents as denoise gives them to {self.modality}",
+            )  # fmt: skip
+        found["denoise"] = Endpoint(
+            self._denoise, {"x": latents, "t": ((None,), "float32"), **conditions},
+            "noisy latents to prediction and clean estimate", {"t": (0.0, 1.0), **known}, {"levels": self._levels()},
+        )  # fmt: skip
+        found["sample"] = Endpoint(
+            draw, {**draw.inputs, **plural(conditions)}, "draws new examples", {**draw.ranges, **plural(known)}, settings
+        )  # fmt: skip
+        return found
+
+    def _levels(self, num_steps=20):
+        """Times of a sampler with signal and noise level: `x_t = alpha x_0 + sigma noise`, for those who write their own."""
+        times = self.process.times(num_steps)
+        alpha, sigma = (ops.convert_to_numpy(level) for level in self.process.alpha_sigma(times))
         return {
-            **(self.tokenizer.endpoints() if hasattr(self.tokenizer, "endpoints") else {}),
-            "denoise": Endpoint(
-                self._denoise, {**state, **conditions}, "noisy latents to prediction and clean estimate", known
-            ),
-            "sample": Endpoint(
-                draw, {**draw.inputs, **plural(conditions)}, "draws new examples", {**draw.ranges, **plural(known)}
-            ),
+            name: [round(float(v), 6) for v in values]
+            for name, values in (("t", times), ("alpha", alpha), ("sigma", sigma))
         }
+
+    def _finish(self, latents):
+        """Data of drawn latents, float32 in [-1, 1]."""
+        data = latents if self.tokenizer is None else self.tokenizer.decode_latents(latents)
+        return ops.clip(ops.cast(data, "float32"), -1.0, 1.0)
 
     def _denoise(self, *, x, t, **conditions):
         prediction = self._network({"x": x, "t": self.process.network_time(t), **conditions}, training=False)

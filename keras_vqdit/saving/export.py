@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import json
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -12,13 +13,15 @@ from typing import NamedTuple
 import keras
 
 from keras_vqdit.saving.folders import atomic_folder
-from keras_vqdit.saving.preset import METADATA, read_card, read_metadata
-from keras_vqdit.saving.strict import MAX_JSON, parse_json, read_json
+from keras_vqdit.saving.preset import METADATA, card_text, json_text, read_card, read_metadata
+from keras_vqdit.saving.strict import MAX_JSON, first_line, parse_json, read_json, short
 
 FORMAT, CARD = "keras_vqdit export", "model_card.json"
 FORMATS = ("tf_saved_model", "litert", "onnx")
-WITHOUT_LOOPS = ("encode", "decode", "denoise")  # what LiteRT and ONNX get
+WITHOUT_LOOPS = ("encode", "decode", "decode_latents", "denoise")  # what LiteRT and ONNX get
 ONNX_OPSET = 18
+OURS = ("format", "kind", "model", "parameter_count", "exported_with", "signatures")  # what an export says of itself
+WRITTEN = {CARD, "saved_model.pb", "fingerprint.pb", "variables", "assets"}
 CALLS = {  # how each endpoint is called
     "tf_saved_model": "tf.saved_model.load({path!r}).signatures[NAME](INPUT=tf.constant(...), ...)",
     "litert": "tf.lite.Interpreter({path!r} + '/NAME.tflite').get_signature_runner()(INPUT=array, ...)",
@@ -34,15 +37,17 @@ class Endpoint(NamedTuple):
         inputs: name -> `(shape, dtype)`, where `None` is any size.
         about: what it does, in a line.
         ranges: name -> the lowest and the highest value that an input may have.
+        notes: what else users should know, for the card.
     """
 
     function: Callable
     inputs: dict
     about: str
     ranges: dict = {}
+    notes: dict = {}
 
 
-def export(model, path, *, format="tf_saved_model", card=None):
+def export(model, path, *, format="tf_saved_model", card=None, **options):
     """Write a model for those who run it without this package.
 
     Args:
@@ -50,12 +55,13 @@ def export(model, path, *, format="tf_saved_model", card=None):
             and `Endpoint`s.
         path: folder. It is made; what is there is replaced if it is an export.
         format: `"tf_saved_model"`, all endpoints in one SavedModel, for TensorFlow alone, or `"litert"` or `"onnx"`, a file
-            `NAME.tflite` or `NAME.onnx` for each of `encode`, `decode` and `denoise`; ONNX is written by the package `tf2onnx`.
-            Defaults to `"tf_saved_model"`.
+            `NAME.tflite` or `NAME.onnx` for each endpoint but `reconstruct` and `sample`; ONNX is written by the package
+            `tf2onnx`. Defaults to `"tf_saved_model"`.
         card: dict of what users should know: data, metrics, command, licence. It must fit JSON.
+        **options: of the model's `endpoints`; of a `LatentDiffusion` `sampler`, `guidance_interval` and their like.
 
     Returns:
-        Dict: the model card that was written, with the signatures.
+        Dict: the model card that was written, `card` with the signatures.
 
     Raises:
         ValueError: if the model is not built, `format` is unknown, or a converter does not know a part of the model.
@@ -87,32 +93,35 @@ def export(model, path, *, format="tf_saved_model", card=None):
         )
     if not model.built:
         raise ValueError("The model must be built before it is exported: train it, or call it on a batch")
-    endpoints = model.endpoints()
+    if taken := sorted(set(json.loads(card_text(card))) & set(OURS)):
+        raise ValueError(f"`card` must leave {', '.join(OURS)} to the export. Received: {', '.join(taken)}")
+    endpoints = model.endpoints(**options)
     if format != "tf_saved_model":
         endpoints = {name: one for name, one in endpoints.items() if name in WITHOUT_LOOPS}
+    if not endpoints:
+        raise ValueError(f"`model` must have endpoints among {', '.join(WITHOUT_LOOPS)}. Received: {model!r}")
     functions = {name: _concrete(endpoint) for name, endpoint in endpoints.items()}
     about = {
-        **({} if card is None else card),
+        **(card or {}),
         "format": FORMAT,
         "kind": format,
         "model": type(model).__name__,
         "parameter_count": int(sum(_size(v) for v in _variables(functions))),
-        "versions": _versions(),
-        "signatures": {
-            name: {"about": endpoints[name].about, "inputs": _specs(function.structured_input_signature[1]),
-                   "outputs": _specs(function.structured_outputs)}
-            for name, function in functions.items()
-        },
-    }  # fmt: skip
-    text = json.dumps(about, indent=2, allow_nan=False) + "\n"
+        "exported_with": _versions(),
+        "signatures": {name: _signature(endpoints[name], function) for name, function in functions.items()},
+    }
+    text = json_text(about, "`card`")
     with atomic_folder(path, is_export) as folder:
         {"tf_saved_model": _save, "litert": _save_litert, "onnx": _save_onnx}[format](functions, folder)
         (folder / CARD).write_text(text)
-    return about
+    return json.loads(text)
 
 
 def is_export(path):
-    """Whether a folder is an export."""
+    """Whether a folder is an export, and nothing else lies in it."""
+    names = {one.name for one in path.iterdir()} if path.is_dir() else set()
+    if not names <= WRITTEN and not all(Path(name).suffix in (".tflite", ".onnx") for name in names - WRITTEN):
+        return False
     with contextlib.suppress(ValueError, OSError):
         return read_json(path / CARD).get("format") == FORMAT
     return False
@@ -149,6 +158,13 @@ def _size(variable):
     return variable.shape.num_elements()
 
 
+def _signature(endpoint, function):
+    inputs = _specs(function.structured_input_signature[1])
+    for name, (low, high) in endpoint.ranges.items():
+        inputs[name].update(minimum=low, maximum=high)
+    return {"about": endpoint.about, "inputs": inputs, "outputs": _specs(function.structured_outputs), **endpoint.notes}
+
+
 def _specs(structure):
     return {name: {"shape": list(spec.shape), "dtype": spec.dtype.name} for name, spec in sorted(structure.items())}
 
@@ -167,7 +183,7 @@ def _save(functions, folder):
     module = tf.Module()
     module.weights = _variables(functions)
     module.functions = functions
-    default = functions.get("sample") or functions["reconstruct"]
+    default = functions.get("sample") or functions.get("reconstruct") or next(iter(functions.values()))
     tf.saved_model.save(module, str(folder), signatures={**functions, "serving_default": default})
 
 
@@ -201,8 +217,7 @@ def _named_failure(name, converter):
     try:
         yield
     except Exception as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"{converter} can not convert `{name}` of this model: {lines[0][:300]}") from error
+        raise ValueError(f"{converter} can not convert `{name}` of this model: {first_line(error)}") from error
 
 
 # === Inspection ===
@@ -231,9 +246,10 @@ def inspect(path):
     if (path / METADATA).exists():
         metadata, card = read_metadata(path), read_card(path)
         about = [
-            f"{path}: a preset of a {_short(metadata.get('model'))}, {_count(metadata)} weights, {_megabytes(path)}"
+            f"{path}: a preset of a {short(metadata.get('model'))}, {_count(metadata)} weights, {_megabytes(path)}"
         ]
-        return [*about, *(f"  {_short(key)}: {_short(value)}" for key, value in card.items())]
+        call = f"keras_vqdit.{short(metadata.get('model'))}.from_preset({str(path)!r})"
+        return [*about, *(f"  {short(key)}: {short(value)}" for key, value in card.items()), "", call]
     raise ValueError(f"{path} must be an export, a preset, or a .keras file")
 
 
@@ -241,21 +257,21 @@ def _inspect_export(path):
     card = read_json(path / CARD)
     signatures = card.get("signatures")
     lines = [
-        f"{path}: a {_short(card.get('model'))} as {_short(card.get('kind'))}, {_count(card)} weights, {_megabytes(path)}"
+        f"{path}: a {short(card.get('model'))} as {short(card.get('kind'))}, {_count(card)} weights, {_megabytes(path)}"
     ]
-    known = ("format", "kind", "model", "parameter_count", "signatures")
-    lines += [f"  {_short(key)}: {_short(value)}" for key, value in card.items() if key not in known]
+    lines += [f"  {short(key)}: {short(value)}" for key, value in card.items() if key not in OURS]
     for name, one in (signatures if isinstance(signatures, dict) else {}).items():
         one = one if isinstance(one, dict) else {}
-        lines += ["", f"{_short(name)}: {_short(one.get('about'))}"]
+        lines += ["", f"{short(name)}: {short(one.get('about'))}"]
         for what in ("inputs", "outputs"):
             specs = one.get(what)
             for key, spec in (specs if isinstance(specs, dict) else {}).items():
                 spec = spec if isinstance(spec, dict) else {}
+                known = f", {short(spec['minimum'])} to {short(spec.get('maximum'))}" if "minimum" in spec else ""
                 lines.append(
-                    f"  {what[:-1]:<6}  {_short(key)}: {_short(spec.get('dtype'))} {_shape(spec.get('shape'))}"
+                    f"  {what[:-1]:<6}  {short(key)}: {short(spec.get('dtype'))} {_shape(spec.get('shape'))}{known}"
                 )
-    if card.get("kind") in CALLS:
+    if isinstance(card.get("kind"), str) and card["kind"] in CALLS:
         lines += ["", CALLS[card["kind"]].format(path=str(path))]
     return lines
 
@@ -264,22 +280,18 @@ def _inspect_archive(path):
     try:
         with zipfile.ZipFile(path) as archive, archive.open("config.json") as file:
             config = parse_json(file.read(MAX_JSON + 1), f"{path}, config.json")
-    except (zipfile.BadZipFile, KeyError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged, or no .keras file: {error}") from None
-    return [f"{path}: a {_short(config.get('class_name'))} as .keras file, {path.stat().st_size / 1e6:.1f} MB"]
-
-
-def _short(value):
-    text = value if isinstance(value, str) else json.dumps(value)
-    text = "".join(
-        letter if letter.isprintable() else " " for letter in text
-    )  # nor do the texts of strangers move the cursor
-    return text if len(text) <= 300 else text[:300] + "…"
+    return [
+        f"{path}: a {short(config.get('class_name'))} as .keras file, {path.stat().st_size / 1e6:.1f} MB",
+        "",
+        f"keras_vqdit.saving.load_model({str(path)!r})",
+    ]
 
 
 def _shape(sizes):
     sizes = sizes if isinstance(sizes, list) else []
-    return "[" + ", ".join("any" if size is None else _short(size) for size in sizes[:16]) + "]"
+    return "[" + ", ".join("any" if size is None else short(size) for size in sizes[:16]) + "]"
 
 
 def _count(content):

@@ -13,7 +13,20 @@ from pathlib import Path
 
 import keras
 
-from keras_vqdit.saving.strict import MAX_JSON, check_config, parse_json, plain_arrays, without_values
+from keras_vqdit.saving.folders import current_umask
+from keras_vqdit.saving.strict import (
+    MAX_JSON,
+    check_config,
+    check_size,
+    compilations,
+    first_line,
+    itemsize,
+    parse_json,
+    plain_arrays,
+    short,
+    without_compilation,
+    without_values,
+)
 
 
 @contextlib.contextmanager
@@ -46,16 +59,10 @@ def atomic_path(path):
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes a private file; give it the permissions of the old one, or those that any new file has.
-        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask())
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~current_umask())
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
-
-
-def _umask():
-    mask = os.umask(0o077)  # the only way to read it is to set it
-    os.umask(mask)
-    return mask
 
 
 def check_writable(path):
@@ -80,10 +87,11 @@ def save_model(model, path):
         path: where to, ending in `.keras`. Folders are made.
 
     Raises:
-        ValueError: if the path does not end in `.keras`.
+        ValueError: if the path does not end in `.keras`, or the weights are not finite.
     """
     if not str(path).endswith(".keras"):
         raise ValueError(f"`path` must end in '.keras'. Received: path={str(path)!r}")
+    _check_finite(model, "The model")
     with atomic_path(path) as temporary:
         model.save(temporary, overwrite=True)
 
@@ -117,14 +125,18 @@ def load_model(path, expected=None, *, custom_objects=None):
     except Exception as error:
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise
-        raise ValueError(f"{path} can not be loaded as a Keras model: {error}") from error
+        raise ValueError(f"{path} can not be loaded as a Keras model: {first_line(error)}") from error
     if expected is not None and not isinstance(model, expected):
         names = " or ".join(c.__name__ for c in (expected if isinstance(expected, tuple) else (expected,)))
         raise ValueError(f"{path} must hold a {names}. It holds a {type(model).__name__}")
+    _check_finite(model, path)
+    return model
+
+
+def _check_finite(model, path):
     for weight in model.weights:
         if not bool(keras.ops.all(keras.ops.isfinite(keras.ops.cast(weight, "float32")))):
             raise ValueError(f"{path} must hold finite weights. Received: NaN or infinite values in {weight.path}")
-    return model
 
 
 def _check_archive(own, path, custom_objects):
@@ -132,36 +144,41 @@ def _check_archive(own, path, custom_objects):
     import h5py
 
     with zipfile.ZipFile(own) as archive:
-        sizes = {member.filename: member.file_size for member in archive.infolist()}
-        if sorted(sizes) != ["config.json", "metadata.json", "model.weights.h5"] or len(archive.infolist()) != 3:
-            raise ValueError(f"{path} must hold a configuration, metadata and weights. Received: {sorted(sizes)[:8]}")
-        if sum(sizes.values()) > 20 * own.stat().st_size + MAX_JSON:
+        members = archive.infolist()
+        if sorted(member.filename for member in members) != ["config.json", "metadata.json", "model.weights.h5"]:
+            names = short([member.filename for member in members[:8]])
+            raise ValueError(f"{path} must hold a configuration, metadata and weights. Received: {names}")
+        sizes = {member.filename: member.file_size for member in members}
+        if (
+            any(member.compress_type != zipfile.ZIP_STORED for member in members)
+            or sum(sizes.values()) > own.stat().st_size
+        ):
             raise ValueError(
-                f"{path} must not unpack to more than 20 times its size. Received: {sum(sizes.values())} bytes"
+                f"{path} must hold its parts as they are, as Keras writes them. Received: {sum(sizes.values())} bytes"
             )
         with archive.open("config.json") as file:
             config = parse_json(file.read(MAX_JSON + 1), f"{path}, config.json")
         check_config(config, f"{path}, config.json", custom_objects)
         with archive.open("model.weights.h5") as file, h5py.File(io.BytesIO(file.read()), "r") as weights:
-            stored = sum(data.size for _, data in plain_arrays(weights, sizes["model.weights.h5"], extra=("void16",)))
+            arrays = plain_arrays(weights, sizes["model.weights.h5"], extra=("void16",))
+            stored = sum(data.size * data.dtype.itemsize for _, data in arrays)
     for part in ("compile_config", "build_config"):
         if not isinstance(config.get(part, {}), (dict, type(None))):
             raise ValueError(
                 f"{path}, config.json: {part!r} must be an object. Received: {type(config[part]).__name__}"
             )
-    try:
-        with without_values():
-            declared = keras.saving.deserialize_keras_object(
-                {key: value for key, value in copy.deepcopy(config).items() if key != "compile_config"},
-                custom_objects=custom_objects,
-            )
-            needed = sum(math.prod(weight.shape) for weight in declared.weights)
-    except ValueError as error:
-        if "in a stateless scope" not in str(error):  # as some classes of users are
-            raise
-        return
+    declared, compiled = copy.deepcopy(without_compilation(config)), copy.deepcopy(compilations(config))
+    for one in compiled:
+        one.pop("optimizer", None)  # whose variables are a few times those of the model
+    with without_values() as scope:
+        model = keras.saving.deserialize_keras_object(declared, custom_objects=custom_objects)
+        keras.saving.deserialize_keras_object(compiled, custom_objects=custom_objects)
+        needed = sum(math.prod(weight.shape) * itemsize(weight.dtype) for weight in model.weights)
+    check_size(scope, stored, path)
     if needed > stored:
-        raise ValueError(f"{path} must hold the {needed} weights that its configuration asks for. Received: {stored}")
+        raise ValueError(
+            f"{path} must hold the {needed} bytes of weights that its configuration asks for. Received: {stored} bytes"
+        )
 
 
 def save_json(content, path):

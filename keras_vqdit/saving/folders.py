@@ -28,13 +28,15 @@ def atomic_folder(path, is_ours):
     ```
     """
     path = Path(path).expanduser().resolve()
+    if path == Path.cwd():
+        raise ValueError(f"`path` must not be the folder that the program works in. Received: path={path}")
     if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_ours(path))):
         raise FileExistsError(f"`path` holds something else, which is not overwritten. Received: path={path}")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
     try:
         yield temporary
-        os.chmod(temporary, 0o755)
+        os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o777 & ~current_umask())
         for folder, _, names in os.walk(temporary):
             for name in (*names, "."):
                 _flush(os.path.join(folder, name))
@@ -45,6 +47,13 @@ def atomic_folder(path, is_ours):
         _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def current_umask():
+    """The permissions that new files and folders shall not have."""
+    mask = os.umask(0o077)  # the only way to read it is to set it
+    os.umask(mask)
+    return mask
 
 
 def _flush(path):
@@ -61,7 +70,11 @@ def _exchange(one, other):
     if not _exchange_at_once(os.fsencode(one), os.fsencode(other)):
         aside = Path(f"{one}-old")
         os.rename(other, aside)
-        os.rename(one, other)
+        try:
+            os.rename(one, other)
+        except OSError:
+            os.rename(aside, other)
+            raise
         os.rename(aside, one)
 
 

@@ -16,12 +16,17 @@ import numpy as np
 
 from keras_vqdit.saving.folders import atomic_folder
 from keras_vqdit.saving.strict import (
+    MAX_JSON,
     Weights,
     check_config,
+    check_size,
+    first_line,
     open_regular,
     parse_json,
     read_json,
+    short,
     strip_numbers,
+    without_compilation,
     without_values,
 )
 
@@ -60,7 +65,7 @@ class FromPreset:
         """
         return load_preset(name_or_path, cls, custom_objects=custom_objects)
 
-    def save_to_preset(self, path, card=None):
+    def save_to_preset(self, path, card=None, *, custom_objects=None):
         """Save the model as a preset: a folder of `config.json`, `model.weights.h5`, `metadata.json` and `model_card.json`.
 
         It holds what is needed to use the model and to train it further, but neither the optimizer nor, beside the average
@@ -70,12 +75,14 @@ class FromPreset:
         Args:
             path: the folder. It is made; what is there is replaced if it is a preset.
             card: dict of what users should know: data, metrics, command, time, licence. It must fit JSON.
+            custom_objects: dict of names and classes of your own that are not registered; `from_preset` needs it as well.
 
         Raises:
-            ValueError: if the model is not built, its weights are not finite, or the card does not fit JSON.
+            ValueError: if the model is not built, its weights are not finite, it is made of what could not be loaded, or the
+                card does not fit JSON.
             FileExistsError: if `path` holds something else.
         """
-        save_preset(self, path, card)
+        save_preset(self, path, card, custom_objects)
 
     def preset_variables(self):
         """The variables that a preset holds, in order: all but the states of random numbers."""
@@ -92,27 +99,22 @@ class FromPreset:
 # === Saving ===
 
 
-def save_preset(model, path, card=None):
+def save_preset(model, path, card=None, custom_objects=None):
     """See `FromPreset.save_to_preset`."""
     if not model.built:
         raise ValueError("The model must be built before it is saved: train it, or call it on a batch")
-    config = keras.saving.serialize_keras_object(model)
-    config.pop("compile_config", None)
+    config = without_compilation(keras.saving.serialize_keras_object(model))
     arrays = {}
     for variable, source in zip(_describe(model), model.values_for_preset(), strict=True):
         arrays[variable[0]] = array = keras.ops.convert_to_numpy(source)
         if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
             raise ValueError(f"The weights must be finite. Received: NaN or infinite values in {source.path}")
-    try:
-        text = json.dumps({} if card is None else card, indent=2, allow_nan=False)
-        about = json.dumps(config, indent=1, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"Card and configuration must fit JSON: {error}") from None
-    check_config(json.loads(about), "The configuration")  # or nobody could load it
+    text, about = card_text(card), json_text(config, "The configuration")
+    check_config(json.loads(about), "The configuration", custom_objects)  # or nobody could load it
     parameters = sum(array.size for array in arrays.values())
     with atomic_folder(path, _is_preset) as folder:
-        (folder / CONFIG).write_text(about + "\n")
-        (folder / CARD).write_text(text + "\n")
+        (folder / CONFIG).write_text(about)
+        (folder / CARD).write_text(text)
         _write_weights(folder / WEIGHTS, arrays)
         metadata = {
             "format": FORMAT,
@@ -123,6 +125,31 @@ def save_preset(model, path, card=None):
             "files": {name: _checksum(folder / name) for name in (CONFIG, WEIGHTS)},
         }
         (folder / METADATA).write_text(json.dumps(metadata, indent=2) + "\n")
+
+
+def json_text(content, name):
+    """Content as the text of a JSON file that `parse_json` reads.
+
+    Raises:
+        ValueError: if it does not fit.
+    """
+    try:
+        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{name} must fit JSON: {error}") from None
+    parse_json(text.encode(), name)
+    return text
+
+
+def card_text(card):
+    """A model card as text.
+
+    Raises:
+        ValueError: if it is no dict, or does not fit JSON.
+    """
+    if not isinstance(card, (dict, type(None))):
+        raise ValueError(f"`card` must be a dict. Received: {type(card).__name__}")
+    return json_text(card or {}, "`card`")
 
 
 def _write_weights(path, arrays):
@@ -142,6 +169,9 @@ def _describe(model):
 
 
 def _is_preset(path):
+    """Whether a folder is a preset, and nothing else lies in it."""
+    if not {one.name for one in path.iterdir()} <= {METADATA, CONFIG, WEIGHTS, CARD}:
+        return False
     with contextlib.suppress(ValueError, OSError):
         return read_json(path / METADATA).get("format") == FORMAT
     return False
@@ -170,18 +200,19 @@ def load_preset(name_or_path, expected=None, *, custom_objects=None):
     expected = expected if isinstance(expected, (tuple, type(None))) else (expected,)
     if expected and config["class_name"] not in {cls.__name__ for cls in expected}:
         names = " or ".join(cls.__name__ for cls in expected)
-        raise ValueError(f"{path} must be that of a {names}. Received: a {str(config['class_name'])[:80]}")
+        raise ValueError(f"{path} must be that of a {names}. Received: a {short(config['class_name'])}")
     with contextlib.ExitStack() as stack:
         # A copy of our own: nobody changes it between the check and the reading.
         own = Path(stack.enter_context(tempfile.TemporaryDirectory())) / WEIGHTS
         _copy_checked(folder / WEIGHTS, metadata, own)
         weights = stack.enter_context(Weights(own, folder / WEIGHTS))
-        with without_values():  # what it declares is compared with what is there before it takes memory
+        with without_values() as scope:  # what it declares is compared with what is there before it takes memory
             described = _describe(_make(config, path, expected, custom_objects))
         _compare(described, weights)
+        check_size(scope, metadata["files"][WEIGHTS]["bytes"], path)
         model = _make(config, path, expected, custom_objects)
         for (name, _), variable in zip(described, model.preset_variables(), strict=True):
-            variable.assign(weights.read(name))
+            variable.assign(weights.read(name, variable.dtype))
     model.after_preset()
     return model
 
@@ -194,8 +225,7 @@ def _make(config, path, expected, custom_objects):
         cause = error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__
-        lines = str(cause).strip().splitlines() or [type(cause).__name__]
-        raise ValueError(f"{path} is not the configuration of a model: {lines[0][:300]}") from error
+        raise ValueError(f"{path} is not the configuration of a model: {first_line(cause)}") from error
     if not isinstance(model, expected or FromPreset) or not getattr(model, "built", False):
         raise ValueError(f"{path} must be that of a model of this package, built. Received: {type(model).__name__}")
     return model
@@ -206,28 +236,31 @@ def read_metadata(folder):
     path = folder / METADATA
     metadata = read_json(path)
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"{path} must be of the format {FORMAT!r}. Received: {str(metadata.get('format'))[:80]!r}")
+        raise ValueError(f"{path} must be of the format {FORMAT!r}. Received: {short(metadata.get('format'))!r}")
     if type(metadata.get("version")) is not int or metadata["version"] != VERSION:
         raise ValueError(
             f"{path} must be of version {VERSION}; a newer one needs a newer keras_vqdit. "
-            f"Received: version {str(metadata.get('version'))[:20]}"
+            f"Received: version {short(metadata.get('version'))}"
         )
     files = metadata.get("files")
     for name in (CONFIG, WEIGHTS):
         entry = files.get(name) if isinstance(files, dict) else None
         if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or type(entry.get("sha256")) is not str:
-            raise ValueError(f"{path} must tell `bytes` and `sha256` of {name}. Received: {str(entry)[:80]}")
+            raise ValueError(f"{path} must tell `bytes` and `sha256` of {name}. Received: {short(entry)}")
     return metadata
 
 
 def _read_config(folder, metadata, custom_objects):
     path = folder / CONFIG
     with open_regular(path) as file:
-        text = file.read(_stated(path, metadata, file) + 1)
+        text = file.read(min(_stated(path, metadata, file), MAX_JSON) + 1)
+    if len(text) > MAX_JSON:
+        raise ValueError(f"{path} must have at most {MAX_JSON} bytes")
     _check_digest(path, metadata, hashlib.sha256(text).hexdigest())
     config = parse_json(text, path)
     if not isinstance(config.get("class_name"), str) or not isinstance(config.get("config"), dict):
-        raise ValueError(f"{path} must have a `class_name` and a `config`. Received: keys {sorted(config)[:8]}")
+        raise ValueError(f"{path} must have a `class_name` and a `config`. Received: keys {short(sorted(config))}")
+    config = without_compilation(config)
     check_config(config, path, custom_objects)
     return config
 
@@ -284,8 +317,12 @@ def presets():
     found = {}
     for folder in reversed(_folders()):
         for path in folder.iterdir() if folder.is_dir() else ():
-            if _is_preset(path):
-                found[path.name] = read_card(path)
+            if NAME.fullmatch(path.name) and path.is_dir() and (path / METADATA).is_file():
+                try:
+                    read_metadata(path)
+                    found[path.name] = read_card(path)
+                except (OSError, ValueError) as error:
+                    logger.warning("The preset %s is damaged: %s", path.name, error)
     return dict(sorted(found.items()))
 
 
@@ -306,15 +343,15 @@ def find_preset(name_or_path):
     """
     if not isinstance(name_or_path, (str, os.PathLike)):
         raise TypeError(f"`name_or_path` must be a name or a path. Received: {name_or_path!r}")
+    if isinstance(name_or_path, str) and NAME.fullmatch(name_or_path):  # no folder here goes by the name of ours
+        for folder in _folders():
+            if (folder / name_or_path / METADATA).is_file():
+                return folder / name_or_path
     path = Path(name_or_path).expanduser()
     if path.is_dir():
         if not (path / METADATA).exists():
             raise FileNotFoundError(f"There is no preset in {path}: it has no {METADATA}")
         return path
-    if isinstance(name_or_path, str) and NAME.fullmatch(name_or_path):
-        for folder in _folders():
-            if (folder / name_or_path / METADATA).is_file():
-                return folder / name_or_path
     raise FileNotFoundError(
         f"There is no preset {str(name_or_path)!r}: neither a folder nor one of {', '.join(presets()) or 'none'}"
     )

@@ -17,29 +17,42 @@ MAX_JSON = 4 << 20  # bytes
 MAX_DEPTH = 64
 MAX_ARRAYS = 100_000
 MAX_INTEGER = 1 << 24  # of a size in a configuration
+MAX_EXAMPLE = 1 << 30  # elements of what a list of sizes describes
+MAX_COST = 10_000  # layers that are made or called
 FREE = ("seed", "shared_object_id")  # integers of any size
 # Integers that become loops or tables when a model is made, and can not be that large.
-LIMITS = {"num_layers": 1024, "num_residual_blocks": 1024, "num_heads": 4096, "num_timesteps": 100_000, "rank": 5}
+LIMITS = {"num_layers": 1024, "num_levels": 1024, "num_heads": 4096, "num_timesteps": 100_000, "rank": 5}
+PATTERNS = ("exclude_layers",)  # regular expressions of Muon: plain words only, for others can take for ever
 
 # What Keras may make out of a configuration: layers that compute, and what belongs to them. None of these reads files or
 # runs code that a configuration holds, as `Lambda`, `TFSMLayer` or the vocabularies of `StringLookup` do.
 LAYERS = """
 Activation ActivityRegularization Add AlphaDropout Attention Average AveragePooling1D AveragePooling2D AveragePooling3D
 AdaptiveAveragePooling1D AdaptiveAveragePooling2D AdaptiveAveragePooling3D AdaptiveMaxPooling1D AdaptiveMaxPooling2D
-AdaptiveMaxPooling3D AdditiveAttention BatchNormalization Bidirectional Concatenate Conv1D Conv1DTranspose Conv2D
+AdaptiveMaxPooling3D AdditiveAttention BatchNormalization Bidirectional CenterCrop Concatenate Conv1D Conv1DTranspose Conv2D
 Conv2DTranspose Conv3D Conv3DTranspose Cropping1D Cropping2D Cropping3D Dense DepthwiseConv1D DepthwiseConv2D Dot Dropout
 ELU EinsumDense Embedding Flatten GRU GaussianDropout GaussianNoise GlobalAveragePooling1D GlobalAveragePooling2D
 GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D GroupNormalization GroupQueryAttention
 Identity InputLayer LSTM LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum
-MultiHeadAttention Multiply PReLU Permute RMSNormalization ReLU RepeatVector Rescaling Reshape SeparableConv1D
-SeparableConv2D SimpleRNN Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization Subtract
-TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+MultiHeadAttention Multiply Normalization PReLU Permute RMSNormalization ReLU RepeatVector Rescaling Reshape Resizing
+SeparableConv1D SeparableConv2D SimpleRNN Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization
+Subtract TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
 """.split()
+# How `a + b` and `keras.ops.tanh(x)` are written in a functional model. None takes a function.
+OPERATIONS = {
+    "numpy": "Abs Absolute Add Amax Amin Clip Concatenate Cos Divide Einsum Exp ExpandDims Expm1 Flip GetItem Log Log1p Matmul "
+    "Max Maximum Mean Min Minimum Moveaxis Multiply Negative Power Repeat Reshape Roll Sin Split Sqrt Square Squeeze Stack Std "
+    "Subtract Sum Swapaxes Tanh Tile Transpose TrueDivide Var Where",
+    "nn": "AveragePool Celu Elu Gelu HardSigmoid HardSilu HardTanh LeakyRelu LogSigmoid LogSoftmax MaxPool Relu Relu6 Selu "
+    "Sigmoid Silu Softmax Softplus Softsign",
+}
 OTHERS = {
     "initializers": "Constant GlorotNormal GlorotUniform HeNormal HeUniform Identity LecunNormal LecunUniform Ones Orthogonal "
     "RandomNormal RandomUniform TruncatedNormal VarianceScaling Zeros",
     "regularizers": "L1 L1L2 L2 OrthogonalRegularizer",
     "constraints": "MaxNorm MinMaxNorm NonNeg UnitNorm",
+}
+COMPILED = {  # what a model is compiled with, and is no part of any other
     "optimizers": "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion LossScaleOptimizer Muon Nadam RMSprop SGD",
     "optimizers.schedules": "CosineDecay CosineDecayRestarts ExponentialDecay InverseTimeDecay PiecewiseConstantDecay "
     "PolynomialDecay",
@@ -53,14 +66,22 @@ TENSOR = "__keras_tensor__"  # how the configuration of a functional model write
 
 
 @functools.cache
-def _known():
+def _known(compiled):
     """`(class_name, module)` of the classes of Keras that a configuration may name."""
     found = {("DTypePolicy", "keras"), ("Functional", "keras"), ("Model", "keras"), ("Sequential", "keras")}
     found |= {("Functional", "keras.src.models.functional"), ("Sequential", "keras.src.models.sequential")}
     found |= {(name, "keras.layers") for name in LAYERS}
-    for room, names in OTHERS.items():
+    found |= {(name, f"keras.src.ops.{room}") for room, names in OPERATIONS.items() for name in names.split()}
+    for room, names in (OTHERS | COMPILED if compiled else OTHERS).items():
         found |= {(name, f"keras.{room}") for name in names.split()}
     return found
+
+
+def short(value):
+    """A text of a stranger, short, and without what moves the cursor of a terminal."""
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    text = "".join(letter if letter.isprintable() else " " for letter in text[:400])
+    return text if len(text) <= 300 else text[:300] + "…"
 
 
 # === JSON ===
@@ -78,9 +99,13 @@ def open_regular(path):
         kind = path.lstat().st_mode
     except FileNotFoundError:
         raise FileNotFoundError(f"There is no file {path}") from None
-    if not stat.S_ISREG(kind):
-        raise ValueError(f"{path} must be a regular file, not a folder or a link")
-    return open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0)), "rb")
+    if stat.S_ISREG(kind):
+        # Without waiting, if a pipe has taken its place.
+        file = open(os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)), "rb")
+        if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            return file
+        file.close()
+    raise ValueError(f"{path} must be a regular file, not a folder or a link")
 
 
 def read_json(path):
@@ -103,6 +128,9 @@ def parse_json(text, path):
     def refuse(constant):
         raise ValueError(f"received {constant}")
 
+    def finite(text):
+        return float(text) if math.isfinite(float(text)) else refuse(text)
+
     def once(pairs):
         keys = [key for key, _ in pairs]
         if len(set(keys)) < len(keys):
@@ -110,7 +138,7 @@ def parse_json(text, path):
         return dict(pairs)
 
     try:
-        content = json.loads(text.decode("utf-8"), parse_constant=refuse, object_pairs_hook=once)
+        content = json.loads(text.decode("utf-8"), parse_constant=refuse, parse_float=finite, object_pairs_hook=once)
     except RecursionError:
         raise ValueError(f"{path} must be nested at most {MAX_DEPTH} deep") from None
     except ValueError as error:
@@ -143,7 +171,7 @@ def check_config(config, path, custom_objects=None):
 
     Objects may be of this package, of a list of Keras's own classes that neither read files nor run code from a
     configuration, or registered in this process by `keras.saving.register_keras_serializable`; a configuration can not name
-    modules to import.
+    modules to import. Optimizers, losses and metrics may stand in a `compile_config` alone.
 
     Args:
         config: dict, as `keras.saving.serialize_keras_object` makes it.
@@ -153,50 +181,98 @@ def check_config(config, path, custom_objects=None):
     Raises:
         ValueError: for anything else.
     """
-    for key, value, _ in _walk(config):
-        if isinstance(value, dict) and "class_name" in value:
-            _check_object(value, path, custom_objects or {})
-        elif isinstance(value, int) and not isinstance(value, bool) and key not in FREE:
-            limit = LIMITS.get(key, MAX_INTEGER)
-            if abs(value) > limit:
-                raise ValueError(f"{path}: {key!r} must be at most {limit}. Received: {key}={value}")
+    for content, is_compiled in ((without_compilation(config), False), ({"compiled": compilations(config)}, True)):
+        for key, value, _ in _walk(content):
+            if isinstance(value, dict) and "class_name" in value:
+                _check_object(value, path, custom_objects or {}, is_compiled)
+            elif isinstance(value, int) and not isinstance(value, bool) and key not in FREE:
+                limit = LIMITS.get(key, MAX_INTEGER)
+                if abs(value) > limit:
+                    raise ValueError(f"{path}: {short(key)!r} must be at most {limit}. Received: {short(value)}")
+            elif isinstance(value, list):
+                sizes = [size for size in value if isinstance(size, int)]
+                if 2 <= len(sizes) <= 8 and math.prod(map(abs, sizes)) > MAX_EXAMPLE:
+                    raise ValueError(
+                        f"{path}: {short(key)!r} must be of at most {MAX_EXAMPLE} elements. Received: {short(value)}"
+                    )
+                if key in PATTERNS and not all(
+                    isinstance(one, str) and re.fullmatch(r"[\w/ .-]*", one) for one in value
+                ):
+                    raise ValueError(f"{path}: {short(key)!r} must hold plain words. Received: {short(value)}")
+    if (cost := _cost(config)) > MAX_COST:
+        raise ValueError(f"{path} must make and call at most {MAX_COST} layers. Received: {cost} or more")
 
 
-def _check_object(value, path, custom_objects):
+def _cost(value):
+    """How many layers a configuration makes and calls: a model that is called twice calls its layers twice."""
+    if isinstance(value, list):
+        return sum(map(_cost, value))
+    if not isinstance(value, dict):
+        return 0
+    cost = sum(_cost(one) for key, one in value.items() if key != "inbound_nodes")
+    if "class_name" in value:
+        size = value.get("config") if isinstance(value.get("config"), dict) else {}
+        numbers = [(size.get("num_layers"), 1), (size.get("num_levels"), 1), (size.get("num_timesteps"), 1000)]
+        cost += 1 + sum(count // one for count, one in numbers if isinstance(count, int))
+        nodes = value.get("inbound_nodes")
+        cost *= max(len(nodes), 1) if isinstance(nodes, list) else 1
+    return min(cost, 10 * MAX_COST)
+
+
+def compilations(config):
+    """The `compile_config`s of a configuration, that of the model and those of models within it."""
+    return [value for key, value, _ in _walk(config) if key == "compile_config" and isinstance(value, dict)]
+
+
+def without_compilation(config):
+    """A copy of a configuration in which no model is compiled."""
+    if isinstance(config, list):
+        return [without_compilation(one) for one in config]
+    if not isinstance(config, dict):
+        return config
+    return {key: without_compilation(one) for key, one in config.items() if key != "compile_config"}
+
+
+def _check_object(value, path, custom_objects, compiled):
     name, module, registered = value.get("class_name"), value.get("module"), value.get("registered_name")
-    if name == TENSOR or name == FUNCTION[0] and _is_known_function(value):
+    if name == TENSOR or name == FUNCTION[0] and _is_known_function(value, compiled):
         return
     if all(text is None or isinstance(text, str) for text in (name, module, registered)):
-        if name in custom_objects or registered in custom_objects:
+        custom = custom_objects.get(registered) or custom_objects.get(name)
+        if custom is not None and module in (None, getattr(custom, "__module__", None)):
             return
-        if (name, module) in _known() and registered in (None, name):
+        if (name, module) in _known(compiled) and registered in (None, name):
             return
-        cls = keras.saving.get_registered_object(registered) if registered else None
-        if isinstance(cls, type) and cls.__name__ == name and cls.__module__ == module:
+        cls = (
+            keras.saving.get_registered_object(registered) if registered else None
+        )  # which Keras takes, whatever the module
+        others = (keras.metrics.Metric, keras.optimizers.Optimizer)
+        if isinstance(cls, type) and cls.__name__ == name and (compiled or not issubclass(cls, others)):
             return
-    received = ".".join(str(part)[:80] for part in (module, name) if part)
+    received = ".".join(short(part)[:80] for part in (module, name) if part)
     raise ValueError(
         f"{path} must name classes of this package, layers of Keras that run no code from files, or classes that are registered "
         f"by `keras.saving.register_keras_serializable`. Received: {received}"
     )
 
 
-def _is_known_function(value):
-    """Whether it is how Keras writes a registered function, or one of its own losses, metrics or activations."""
+def _is_known_function(value, compiled):
+    """Whether it is how Keras writes a registered function, or one of its own activations, and to compile losses or metrics."""
     name = value.get("config")
     if value.get("module") != FUNCTION[1] or not isinstance(name, str):
         return False
-    rooms = (keras.losses, keras.metrics, keras.activations)
+    rooms = (keras.activations, *((keras.losses, keras.metrics) if compiled else ()))
     own = name.isidentifier() and any(inspect.isfunction(vars(room).get(name)) for room in rooms)
     return own or inspect.isfunction(keras.saving.get_registered_object(name))
 
 
-def without_values():
-    """A scope in which a model is built without values: its variables have shapes, and take no memory."""
-    return _WithoutValues()
+class without_values:
+    """A scope in which a model is built without values: its variables have shapes, and take no memory.
 
+    Attributes:
+        variables: after the block, all variables that were made in it, those of metrics and constraints included.
+    """
 
-class _WithoutValues:
     def __enter__(self):
         from keras.src.backend.common import global_state
 
@@ -209,7 +285,29 @@ class _WithoutValues:
         from keras.src.backend.common import global_state
 
         self._scope.__exit__(*error)
+        found = global_state.get_global_attribute("uninitialized_variables", [])
+        known = {id(variable) for variable in self._waiting}
+        self.variables = [variable for variable in found if id(variable) not in known]
         global_state.set_global_attribute("uninitialized_variables", self._waiting)
+
+    @property
+    def size(self):
+        """Bytes that the variables would take."""
+        return sum(math.prod(variable.shape) * itemsize(variable.dtype) for variable in self.variables)
+
+
+def itemsize(dtype):
+    """Bytes of a number."""
+    bits = re.search(r"\d+$", keras.backend.standardize_dtype(dtype))
+    return int(bits[0]) // 8 if bits else 1
+
+
+def check_size(scope, stored, path):
+    """Refuse what would take much more memory than the `stored` bytes of its weights: moving averages and counts may."""
+    if scope.size > 4 * stored + (1 << 22):
+        raise ValueError(
+            f"{path} must make variables of at most four times its weights, {stored} bytes. Received: {scope.size} bytes"
+        )
 
 
 # === Arrays in HDF5 ===
@@ -231,13 +329,17 @@ def plain_arrays(group, size, depth=MAX_DEPTH, extra=()):
     """
     import h5py
 
-    found, total, todo = [], 0, [(group, "", 0)]
+    found, total, todo, seen = [], 0, [(group, "", 0)], set()
     while todo:
         group, prefix, level = todo.pop()
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise ValueError(f"received a link, {prefix + name!r}")
             data = group[name]
+            address = h5py.h5o.get_info(data.id).addr
+            if address in seen or len(seen) > MAX_ARRAYS:
+                raise ValueError(f"received an object twice, or too many of them, {prefix + name!r}")
+            seen.add(address)
             if isinstance(data, h5py.Group) and level < depth:
                 todo.append((data, f"{prefix}{name}/", level + 1))
                 continue
@@ -249,7 +351,7 @@ def plain_arrays(group, size, depth=MAX_DEPTH, extra=()):
                 raise ValueError(f"received {prefix + name!r} of dtype {data.dtype}")
             found.append((prefix + name, data))
             total += data.size * data.dtype.itemsize
-            if total > size or len(found) + len(todo) > MAX_ARRAYS:
+            if total > size:
                 raise ValueError(f"received arrays of {total} bytes or more in a file of {size}")
     return sorted(found, key=lambda entry: entry[0])
 
@@ -280,19 +382,23 @@ class Weights:
             self.shapes = {name: tuple(data.shape) for name, data in plain_arrays(self._file, size, depth=0)}
         except Exception as error:  # of h5py, which knows no class of its own for damaged files
             self.close()
-            raise ValueError(f"{self.path} is damaged, or no file of weights: {_line(error)}") from None
+            raise ValueError(f"{self.path} is damaged, or no file of weights: {first_line(error)}") from None
 
-    def read(self, name):
-        """The array of a name.
+    def read(self, name, dtype):
+        """The array of a name, in a dtype.
 
         Raises:
-            ValueError: if it can not be read, or is not finite.
+            ValueError: if it can not be read, is of another kind of numbers, or is not finite.
         """
         try:
             values = self._file[name][()]
         except Exception as error:
-            raise ValueError(f"{self.path} is damaged: {_line(error)}") from None
-        if values.dtype.kind == "f" and not np.all(np.isfinite(values)):
+            raise ValueError(f"{self.path} is damaged: {first_line(error)}") from None
+        if values.dtype.kind != np.dtype(dtype).kind and np.dtype(dtype).kind in "fiub":
+            raise ValueError(f"{self.path} must hold {name!r} as {dtype}. Received: {values.dtype}")
+        with np.errstate(over="ignore"):
+            values = values.astype(dtype)
+        if not np.all(np.isfinite(values.astype("float32"))):
             raise ValueError(f"{self.path} must hold finite weights. Received: NaN or infinite values in {name!r}")
         return values
 
@@ -309,8 +415,9 @@ class Weights:
         self.close()
 
 
-def _line(error):
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def first_line(error):
+    """The first line of an error's message, short."""
+    return short((str(error).strip().splitlines() or [type(error).__name__])[0])
 
 
 # === Arrays in .npz ===
@@ -325,11 +432,16 @@ def read_npz(path):
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
+            names = [member.filename for member in archive.infolist()]
+            if len(set(names)) < len(names):
+                raise ValueError("received a name twice")
+            if sum(member.file_size for member in archive.infolist()) > os.fstat(file.fileno()).st_size:
+                raise ValueError("received arrays that lie over each other")
             return {member.filename.removesuffix(".npy"): _read_npy(archive, member) for member in archive.infolist()}
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is damaged, or no file of arrays: {_line(error)}") from None
+        raise ValueError(f"{path} is damaged, or no file of arrays: {first_line(error)}") from None
 
 
 def _read_npy(archive, member):

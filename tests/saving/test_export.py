@@ -204,7 +204,7 @@ def test_litert(tmp_path, monkeypatch):
     model = trained_diffusion()
     kv.saving.export(model, tmp_path / "lite", format="litert")
     assert {path.name for path in (tmp_path / "lite").iterdir()} == {
-        "encode.tflite", "decode.tflite", "denoise.tflite", "model_card.json",
+        "encode.tflite", "decode.tflite", "decode_latents.tflite", "denoise.tflite", "model_card.json",
     }  # fmt: skip
 
     def run(name, **given):
@@ -227,7 +227,7 @@ def test_onnx(tmp_path, monkeypatch):
     model = trained_diffusion()
     kv.saving.export(model, tmp_path / "onnx", format="onnx")
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == {
-        "encode.onnx", "decode.onnx", "denoise.onnx", "model_card.json",
+        "encode.onnx", "decode.onnx", "decode_latents.onnx", "denoise.onnx", "model_card.json",
     }  # fmt: skip
 
     def run(name, **given):

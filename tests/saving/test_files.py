@@ -39,6 +39,13 @@ def test_a_failed_save_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["model.keras"]
 
 
+def test_what_is_not_finite_is_not_saved(tmp_path):
+    saving.save_model(tiny(1.0), tmp_path / "model.keras")
+    with pytest.raises(ValueError, match="must hold finite weights"):
+        saving.save_model(tiny(np.nan), tmp_path / "model.keras")
+    np.testing.assert_array_equal(saving.load_model(tmp_path / "model.keras").get_weights()[0], 1.0)
+
+
 def test_a_failed_json_leaves_the_old_file_whole(tmp_path):
     path = tmp_path / "metrics.json"
     saving.save_json({"psnr": 20.0}, path)
