@@ -414,7 +414,7 @@ def build_parser():
     model_argument(command, "a .keras file of `train diffusion`")
     sampling_arguments(command)
     command.add_argument("--labels", help="classes, such as 7 or 0-9 or 1,3,5-7; default: all")
-    command.add_argument("--per-label", type=positive, default=10, help="images a class")
+    command.add_argument("--per-label", type=positive, default=5, help="images a class")
     command.add_argument("--out", type=Path, default=Path("samples.png"), help=".png for a figure, .npz for the arrays")
 
     command = add(commands, "evaluate", evaluate, "Measure a tokenizer or a diffusion model on test data.")

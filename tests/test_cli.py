@@ -104,6 +104,11 @@ def test_export_inspect_and_presets(folder, capsys):
     assert "a LatentDiffusion as .keras file" in capsys.readouterr().out
     for path in (folder, folder / "stripes.npz"):
         assert cli.main(["inspect", str(path)]) == 2
+    (folder / "card.json").write_text('{"licence": "MIT"}')
+    again = ["export", "--preset", str(folder / "preset"), "--format", "preset", "--out"]
+    assert cli.main([*again, str(folder / "preset"), "--card", str(folder / "card.json")]) == 0
+    assert cli.main([*again, str(folder / "preset 2")]) == 0
+    assert saving.read_card(folder / "preset 2") == {"licence": "MIT"}
     assert cli.main(["presets"]) == 0
 
     options = ["--labels", "0", "--per-label", "2", "--num-steps", "2", "--verbose", "0", "--out"]

@@ -20,7 +20,7 @@ from keras_vqdit.training.replica_steps import is_seed
 CONDITIONS = ("label", "context", "context_mask")
 # dtypes of what the transformer is built with
 DTYPES = {"label": "int32", "context_mask": "bool"}
-
+MAX_STEPS = 100_000
 
 TARGETS = (
     "A diffusion model has no targets `y`: labels belong to the inputs, as "
@@ -466,6 +466,8 @@ class LatentDiffusion(FromPreset, DistributedModel):
                 f"Guidance needs labels or a context to guide to. Received: guidance_scale={guidance_scale}"
             )
         num_steps, batch_size = positive_integer("num_steps", num_steps), positive_integer("batch_size", batch_size)
+        if num_steps > MAX_STEPS:
+            raise ValueError(f"`num_steps` must be at most {MAX_STEPS}. Received: num_steps={num_steps}")
         self._check_average()
         times = self.process.times(num_steps)
         seed = random.randrange(2**30) if seed is None else integer("seed", seed)
@@ -488,7 +490,7 @@ class LatentDiffusion(FromPreset, DistributedModel):
             **sampler_options,
         )
         chunk = 1 if return_trajectory else num_steps if not verbose else math.ceil(num_steps / 10)
-        size = min(batch_size, count)
+        size = math.ceil(count / math.ceil(count / batch_size))  # batches of one size, none of which is padded much
         verbose = 1 if verbose == "auto" else int(verbose)
         bar = keras.utils.Progbar(num_steps * math.ceil(count / size), verbose=verbose, unit_name="step")
         # The noise of an example does not depend on the size of the batches.

@@ -148,6 +148,11 @@ class VQVAE(Autoencoder):
         quantized, error = self.vq(z, training=training)
         return self.decoder(quantized, training=training), error
 
+    def endpoints(self):
+        found = super().endpoints()
+        found["decode"] = found["decode"]._replace(ranges={"codes": (0, self.num_embeddings - 1)})
+        return found
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         self.usage.update_state(self.vq.batch_counts)

@@ -4,15 +4,16 @@ import contextlib
 import importlib.metadata
 import importlib.util
 import json
-import zipfile
-import zlib
+import keyword
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import keras
 
-from keras_vqdit.saving.folders import atomic_folder
+from keras_vqdit.saving.files import open_archive
+from keras_vqdit.saving.folders import atomic_folder, check_folder, expand
 from keras_vqdit.saving.preset import METADATA, card_text, json_text, read_card, read_metadata
 from keras_vqdit.saving.strict import MAX_JSON, first_line, parse_json, read_json, short
 
@@ -20,10 +21,11 @@ FORMAT, CARD = "keras_vqdit export", "model_card.json"
 FORMATS = ("tf_saved_model", "litert", "onnx")
 WITHOUT_LOOPS = ("encode", "decode", "decode_latents", "denoise")  # what LiteRT and ONNX get
 ONNX_OPSET = 18
+MAX_LINES = 50  # of what a stranger wrote
 OURS = ("format", "kind", "model", "parameter_count", "exported_with", "signatures")  # what an export says of itself
 WRITTEN = {CARD, "saved_model.pb", "fingerprint.pb", "variables", "assets"}
 CALLS = {  # how each endpoint is called
-    "tf_saved_model": "tf.saved_model.load({path!r}).signatures[NAME](INPUT=tf.constant(...), ...)",
+    "tf_saved_model": "model = tf.saved_model.load({path!r}); model.signatures[NAME](INPUT=tf.constant(...), ...)",
     "litert": "tf.lite.Interpreter({path!r} + '/NAME.tflite').get_signature_runner()(INPUT=array, ...)",
     "onnx": "onnxruntime.InferenceSession({path!r} + '/NAME.onnx').run(None, {{'INPUT': array, ...}})",
 }
@@ -75,14 +77,15 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
     kv.saving.export(model, "exported/digits")
 
     # Elsewhere, with TensorFlow alone:
-    sample = tf.saved_model.load("exported/digits").signatures["sample"]
+    model = tf.saved_model.load("exported/digits")  # keep it: it owns the weights
+    sample = model.signatures["sample"]
     given = {"labels": [3, 7], "seed": [0, 0], "guidance_scale": 1.5, "num_steps": 20}
     images = sample(**{name: tf.constant(value) for name, value in given.items()})["image"]
     ```
     """
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(map(repr, FORMATS))}. Received: format={format!r}")
-    if not hasattr(model, "endpoints"):
+    if not hasattr(model, "endpoints") or isinstance(model, type):
         raise TypeError(f"`model` must have endpoints, as VQVAE, VAE and LatentDiffusion do. Received: {model!r}")
     if format == "onnx" and not importlib.util.find_spec("tf2onnx"):
         raise ImportError('ONNX files are written by tf2onnx. Install it by: pip install "keras_vqdit[onnx]"')
@@ -93,11 +96,13 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
         )
     if not model.built:
         raise ValueError("The model must be built before it is exported: train it, or call it on a batch")
+    check_folder(path, is_export)
     if taken := sorted(set(json.loads(card_text(card))) & set(OURS)):
         raise ValueError(f"`card` must leave {', '.join(OURS)} to the export. Received: {', '.join(taken)}")
     endpoints = model.endpoints(**options)
     if format != "tf_saved_model":
         endpoints = {name: one for name, one in endpoints.items() if name in WITHOUT_LOOPS}
+    _check_endpoints(endpoints)
     if not endpoints:
         raise ValueError(f"`model` must have endpoints among {', '.join(WITHOUT_LOOPS)}. Received: {model!r}")
     functions = {name: _concrete(endpoint) for name, endpoint in endpoints.items()}
@@ -132,13 +137,7 @@ def _concrete(endpoint):
     import tensorflow as tf
 
     def run(**tensors):
-        checks = []
-        for name, (low, high) in endpoint.ranges.items():
-            fits = tf.reduce_all((tensors[name] >= low) & (tensors[name] <= high))
-            checks.append(
-                tf.debugging.Assert(fits, [f"`{name}` must be from {low} to {high}. Received:", tensors[name]])
-            )
-        with tf.control_dependencies([check for check in checks if check is not None]):
+        with tf.control_dependencies(_checks(endpoint, tensors)):
             tensors = {name: tf.identity(tensor) for name, tensor in tensors.items()}
         results = endpoint.function(**tensors)
         return {
@@ -148,6 +147,43 @@ def _concrete(endpoint):
 
     specs = {name: tf.TensorSpec(shape, dtype, name) for name, (shape, dtype) in endpoint.inputs.items()}
     return tf.function(run, autograph=False).get_concrete_function(**specs)
+
+
+def _checks(endpoint, tensors):
+    """Operations that fail for wrong shapes, at which signatures do not look, and values. XLA, LiteRT and ONNX leave them out."""
+    import tensorflow as tf
+
+    def check(fits, text, value):
+        checks.append(tf.debugging.Assert(fits, [text + ". Received:", value]))
+
+    checks, sizes = [], {}
+    for name, (shape, _) in endpoint.inputs.items():
+        tensor, found = tensors[name], tf.shape(tensors[name])
+        fits = [found[axis] == size for axis, size in enumerate(shape) if size is not None]
+        if fits:
+            check(tf.reduce_all(fits), f"`{name}` must be of shape {_shape(list(shape))}", found)
+        if tensor.dtype.is_floating:
+            check(tf.reduce_all(tf.math.is_finite(tensor)), f"`{name}` must be finite", tensor)
+        if name in endpoint.ranges:
+            low, high = endpoint.ranges[name]
+            check(tf.reduce_all((tensor >= low) & (tensor <= high)), f"`{name}` must be from {low} to {high}", tensor)
+        if shape and shape[0] is None:
+            sizes[name] = found[0]
+    if len(sizes) > 1:
+        count = tf.stack(list(sizes.values()))
+        check(tf.reduce_all(count == count[0]), f"{', '.join(sizes)} must have equally many examples", count)
+    return [one for one in checks if one is not None]
+
+
+def _check_endpoints(endpoints):
+    if not isinstance(endpoints, dict) or not all(isinstance(one, Endpoint) for one in endpoints.values()):
+        raise TypeError(f"`model.endpoints()` must give a dict of names and `Endpoint`s. Received: {endpoints!r}")
+    for name, endpoint in endpoints.items():
+        for text in (name, *endpoint.inputs):
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", text) or keyword.iskeyword(text) or text == "self":
+                raise ValueError(
+                    f"Endpoints and inputs, so modalities too, must have names that Python can write. Received: {text!r}"
+                )
 
 
 def _variables(functions):
@@ -217,7 +253,9 @@ def _named_failure(name, converter):
     try:
         yield
     except Exception as error:
-        raise ValueError(f"{converter} can not convert `{name}` of this model: {first_line(error)}") from error
+        missing = sorted(set(re.findall(r"tf\.([A-Z]\w+)", str(error))))
+        why = f"it has no {', '.join(missing)} of such types or shapes" if missing else first_line(error)
+        raise ValueError(f"{converter} can not convert `{name}` of this model: {why}. Another format may") from error
 
 
 # === Inspection ===
@@ -236,7 +274,7 @@ def inspect(path):
         FileNotFoundError: if there is nothing.
         ValueError: if it is damaged, or something else.
     """
-    path = Path(path).expanduser()
+    path = expand(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {path}")
     if path.is_file():
@@ -249,8 +287,13 @@ def inspect(path):
             f"{path}: a preset of a {short(metadata.get('model'))}, {_count(metadata)} weights, {_megabytes(path)}"
         ]
         call = f"keras_vqdit.{short(metadata.get('model'))}.from_preset({str(path)!r})"
-        return [*about, *(f"  {short(key)}: {short(value)}" for key, value in card.items()), "", call]
+        return [*about, *_card_lines(card), "", call]
     raise ValueError(f"{path} must be an export, a preset, or a .keras file")
+
+
+def _card_lines(card):
+    lines = [f"  {short(key)}: {short(value)}" for key, value in list(card.items())[:MAX_LINES]]
+    return lines + [f"  … and {len(card) - MAX_LINES} more"] * (len(card) > MAX_LINES)
 
 
 def _inspect_export(path):
@@ -259,13 +302,13 @@ def _inspect_export(path):
     lines = [
         f"{path}: a {short(card.get('model'))} as {short(card.get('kind'))}, {_count(card)} weights, {_megabytes(path)}"
     ]
-    lines += [f"  {short(key)}: {short(value)}" for key, value in card.items() if key not in OURS]
-    for name, one in (signatures if isinstance(signatures, dict) else {}).items():
+    lines += _card_lines({key: value for key, value in card.items() if key not in OURS})
+    for name, one in list(signatures.items() if isinstance(signatures, dict) else ())[:MAX_LINES]:
         one = one if isinstance(one, dict) else {}
         lines += ["", f"{short(name)}: {short(one.get('about'))}"]
         for what in ("inputs", "outputs"):
             specs = one.get(what)
-            for key, spec in (specs if isinstance(specs, dict) else {}).items():
+            for key, spec in list(specs.items() if isinstance(specs, dict) else ())[:MAX_LINES]:
                 spec = spec if isinstance(spec, dict) else {}
                 known = f", {short(spec['minimum'])} to {short(spec.get('maximum'))}" if "minimum" in spec else ""
                 lines.append(
@@ -277,11 +320,8 @@ def _inspect_export(path):
 
 
 def _inspect_archive(path):
-    try:
-        with zipfile.ZipFile(path) as archive, archive.open("config.json") as file:
-            config = parse_json(file.read(MAX_JSON + 1), f"{path}, config.json")
-    except (zipfile.BadZipFile, zlib.error, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path} is damaged, or no .keras file: {error}") from None
+    with open_archive(path) as archive, archive.open("config.json") as file:
+        config = parse_json(file.read(MAX_JSON + 1), f"{path}, config.json")
     return [
         f"{path}: a {short(config.get('class_name'))} as .keras file, {path.stat().st_size / 1e6:.1f} MB",
         "",
@@ -296,7 +336,7 @@ def _shape(sizes):
 
 def _count(content):
     count = content.get("parameter_count")
-    return f"{count:,}" if type(count) is int else "?"
+    return f"{count:,}" if type(count) is int and 0 <= count < 10**15 else "?"
 
 
 def _megabytes(path):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import keras
 
-from keras_vqdit.saving.folders import current_umask
+from keras_vqdit.saving.folders import current_umask, expand
 from keras_vqdit.saving.strict import (
     MAX_JSON,
     check_config,
@@ -48,7 +48,7 @@ def atomic_path(path):
         np.savez(temporary, images=images)
     ```
     """
-    path = Path(path).resolve()
+    path = expand(path).resolve()
     if path.is_dir():
         raise IsADirectoryError(f"`path` must be a file, but is a folder. Received: path={path}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -112,11 +112,11 @@ def load_model(path, expected=None, *, custom_objects=None):
         ValueError: if it is no Keras file, names what is not known, holds weights that are not finite or not those of its
             configuration, or another kind of model.
     """
-    path = Path(path)
+    path = expand(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no model at {path}")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is damaged, or no .keras file")
+    with open_archive(path):
+        pass  # before it is copied: it is no larger than what it holds
     try:
         with tempfile.TemporaryDirectory() as folder:  # a copy of our own: nobody changes it after the check
             own = shutil.copyfile(path, Path(folder) / "model.keras")
@@ -139,28 +139,47 @@ def _check_finite(model, path):
             raise ValueError(f"{path} must hold finite weights. Received: NaN or infinite values in {weight.path}")
 
 
+@contextlib.contextmanager
+def open_archive(path, shown=None):
+    """A `.keras` file as a zip archive that holds what it should, as it is: nothing is compressed.
+
+    Args:
+        path: the file.
+        shown: the path for errors. Defaults to `path`.
+
+    Raises:
+        ValueError: if it is something else.
+    """
+    shown = shown or path
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            names, size = [member.filename for member in members], sum(member.file_size for member in members)
+            if sorted(names) != ["config.json", "metadata.json", "model.weights.h5"]:
+                raise ValueError(
+                    f"{shown} must hold a configuration, metadata and weights. Received: {short(names[:8])}"
+                )
+            plain = all(m.compress_type == zipfile.ZIP_STORED and m.file_size == m.compress_size for m in members)
+            if not plain or not size <= Path(path).stat().st_size <= size + (1 << 16):
+                raise ValueError(
+                    f"{shown} must hold its parts as they are, as Keras writes them. Received: {size} bytes in a file of "
+                    f"{Path(path).stat().st_size}"
+                )
+            yield archive
+    except (zipfile.BadZipFile, KeyError, EOFError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{shown} is damaged, or no .keras file: {first_line(error)}") from None
+
+
 def _check_archive(own, path, custom_objects):
     """Check a `.keras` file before Keras reads it; `path` is for the errors."""
     import h5py
 
-    with zipfile.ZipFile(own) as archive:
-        members = archive.infolist()
-        if sorted(member.filename for member in members) != ["config.json", "metadata.json", "model.weights.h5"]:
-            names = short([member.filename for member in members[:8]])
-            raise ValueError(f"{path} must hold a configuration, metadata and weights. Received: {names}")
-        sizes = {member.filename: member.file_size for member in members}
-        if (
-            any(member.compress_type != zipfile.ZIP_STORED for member in members)
-            or sum(sizes.values()) > own.stat().st_size
-        ):
-            raise ValueError(
-                f"{path} must hold its parts as they are, as Keras writes them. Received: {sum(sizes.values())} bytes"
-            )
+    with open_archive(own, path) as archive:
         with archive.open("config.json") as file:
             config = parse_json(file.read(MAX_JSON + 1), f"{path}, config.json")
         check_config(config, f"{path}, config.json", custom_objects)
         with archive.open("model.weights.h5") as file, h5py.File(io.BytesIO(file.read()), "r") as weights:
-            arrays = plain_arrays(weights, sizes["model.weights.h5"], extra=("void16",))
+            arrays = plain_arrays(weights, archive.getinfo("model.weights.h5").file_size, extra=("void16",))
             stored = sum(data.size * data.dtype.itemsize for _, data in arrays)
     for part in ("compile_config", "build_config"):
         if not isinstance(config.get(part, {}), (dict, type(None))):

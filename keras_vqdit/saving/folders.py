@@ -27,13 +27,9 @@ def atomic_folder(path, is_ours):
         (temporary / "metadata.json").write_text("{}")
     ```
     """
-    path = Path(path).expanduser().resolve()
-    if path == Path.cwd():
-        raise ValueError(f"`path` must not be the folder that the program works in. Received: path={path}")
-    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_ours(path))):
-        raise FileExistsError(f"`path` holds something else, which is not overwritten. Received: path={path}")
+    path = check_folder(path, is_ours)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name[:100]}-", dir=path.parent))
     try:
         yield temporary
         os.chmod(temporary, path.stat().st_mode & 0o777 if path.exists() else 0o777 & ~current_umask())
@@ -47,6 +43,33 @@ def atomic_folder(path, is_ours):
         _flush(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def check_folder(path, is_ours):
+    """The absolute path of a folder that may be written; arguments as of `atomic_folder`.
+
+    Raises:
+        FileExistsError: if there is something else.
+        ValueError: if it is the working folder.
+    """
+    path = expand(path).resolve()
+    if path == Path.cwd():
+        raise ValueError(f"`path` must not be the folder that the program works in. Received: path={path}")
+    if path.exists() and not (path.is_dir() and (not any(path.iterdir()) or is_ours(path))):
+        raise FileExistsError(f"`path` holds something else, which is not overwritten. Received: path={path}")
+    return path
+
+
+def expand(path):
+    """A path, in which `~` is the home of the user.
+
+    Raises:
+        FileNotFoundError: if there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"There is no {path}: {error}") from None
 
 
 def current_umask():

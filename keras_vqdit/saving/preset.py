@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -14,13 +15,14 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from keras_vqdit.saving.folders import atomic_folder
+from keras_vqdit.saving.folders import atomic_folder, check_folder, expand
 from keras_vqdit.saving.strict import (
     MAX_JSON,
     Weights,
     check_config,
     check_size,
     first_line,
+    itemsize,
     open_regular,
     parse_json,
     read_json,
@@ -103,10 +105,12 @@ def save_preset(model, path, card=None, custom_objects=None):
     """See `FromPreset.save_to_preset`."""
     if not model.built:
         raise ValueError("The model must be built before it is saved: train it, or call it on a batch")
+    check_folder(path, _is_preset)
     config = without_compilation(keras.saving.serialize_keras_object(model))
     arrays = {}
     for variable, source in zip(_describe(model), model.values_for_preset(), strict=True):
-        arrays[variable[0]] = array = keras.ops.convert_to_numpy(source)
+        array = keras.ops.convert_to_numpy(source)
+        arrays[variable[0]] = array = array.astype("float32") if array.dtype.name == "bfloat16" else array
         if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
             raise ValueError(f"The weights must be finite. Received: NaN or infinite values in {source.path}")
     text, about = card_text(card), json_text(config, "The configuration")
@@ -194,22 +198,38 @@ def load_preset(name_or_path, expected=None, *, custom_objects=None):
         custom_objects: dict of names and classes.
     """
     folder = find_preset(name_or_path)
-    metadata = read_metadata(folder)
+    for _ in range(5):
+        metadata = read_metadata(folder)
+        try:
+            return _load(folder, metadata, expected, custom_objects)
+        except (FileNotFoundError, ValueError):
+            if read_metadata(folder) == metadata:
+                raise  # otherwise a new one has taken its place meanwhile
+    return _load(folder, read_metadata(folder), expected, custom_objects)
+
+
+def _load(folder, metadata, expected, custom_objects):
     path = folder / CONFIG
     config = _read_config(folder, metadata, custom_objects)
     expected = expected if isinstance(expected, (tuple, type(None))) else (expected,)
     if expected and config["class_name"] not in {cls.__name__ for cls in expected}:
         names = " or ".join(cls.__name__ for cls in expected)
         raise ValueError(f"{path} must be that of a {names}. Received: a {short(config['class_name'])}")
+    with without_values() as scope:  # what it declares is compared with what is there before it takes memory
+        described = _describe(declared := _make(config, path, expected, custom_objects))
+        needed = sum(math.prod(one.shape) * max(itemsize(one.dtype), 4) for one in declared.preset_variables())
+    stated = metadata["files"][WEIGHTS]["bytes"]
+    if stated > needed + 4096 * (len(described) + 16):  # what HDF5 adds
+        raise ValueError(
+            f"{folder / WEIGHTS} must hold the weights that {CONFIG} asks for, {needed} bytes. Received: {stated}"
+        )
     with contextlib.ExitStack() as stack:
         # A copy of our own: nobody changes it between the check and the reading.
         own = Path(stack.enter_context(tempfile.TemporaryDirectory())) / WEIGHTS
         _copy_checked(folder / WEIGHTS, metadata, own)
         weights = stack.enter_context(Weights(own, folder / WEIGHTS))
-        with without_values() as scope:  # what it declares is compared with what is there before it takes memory
-            described = _describe(_make(config, path, expected, custom_objects))
         _compare(described, weights)
-        check_size(scope, metadata["files"][WEIGHTS]["bytes"], path)
+        check_size(scope, stated, path)
         model = _make(config, path, expected, custom_objects)
         for (name, _), variable in zip(described, model.preset_variables(), strict=True):
             variable.assign(weights.read(name, variable.dtype))
@@ -347,7 +367,7 @@ def find_preset(name_or_path):
         for folder in _folders():
             if (folder / name_or_path / METADATA).is_file():
                 return folder / name_or_path
-    path = Path(name_or_path).expanduser()
+    path = expand(name_or_path)
     if path.is_dir():
         if not (path / METADATA).exists():
             raise FileNotFoundError(f"There is no preset in {path}: it has no {METADATA}")

@@ -18,10 +18,11 @@ MAX_DEPTH = 64
 MAX_ARRAYS = 100_000
 MAX_INTEGER = 1 << 24  # of a size in a configuration
 MAX_EXAMPLE = 1 << 30  # elements of what a list of sizes describes
-MAX_COST = 10_000  # layers that are made or called
+MAX_COST = 2_000  # layers that are made or called
+MAX_TEXT = 1_000  # letters
 FREE = ("seed", "shared_object_id")  # integers of any size
 # Integers that become loops or tables when a model is made, and can not be that large.
-LIMITS = {"num_layers": 1024, "num_levels": 1024, "num_heads": 4096, "num_timesteps": 100_000, "rank": 5}
+LIMITS = {"num_layers": 256, "num_levels": 256, "num_heads": 4096, "num_timesteps": 100_000, "rank": 5}
 PATTERNS = ("exclude_layers",)  # regular expressions of Muon: plain words only, for others can take for ever
 
 # What Keras may make out of a configuration: layers that compute, and what belongs to them. None of these reads files or
@@ -36,7 +37,7 @@ GlobalAveragePooling3D GlobalMaxPooling1D GlobalMaxPooling2D GlobalMaxPooling3D 
 Identity InputLayer LSTM LayerNormalization LeakyReLU Masking MaxPooling1D MaxPooling2D MaxPooling3D Maximum Minimum
 MultiHeadAttention Multiply Normalization PReLU Permute RMSNormalization ReLU RepeatVector Rescaling Reshape Resizing
 SeparableConv1D SeparableConv2D SimpleRNN Softmax SpatialDropout1D SpatialDropout2D SpatialDropout3D SpectralNormalization
-Subtract TimeDistributed UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
+Subtract UnitNormalization UpSampling1D UpSampling2D UpSampling3D ZeroPadding1D ZeroPadding2D ZeroPadding3D
 """.split()
 # How `a + b` and `keras.ops.tanh(x)` are written in a functional model. None takes a function.
 OPERATIONS = {
@@ -56,10 +57,6 @@ COMPILED = {  # what a model is compiled with, and is no part of any other
     "optimizers": "Adadelta Adafactor Adagrad Adam AdamW Adamax Ftrl Lamb Lion LossScaleOptimizer Muon Nadam RMSprop SGD",
     "optimizers.schedules": "CosineDecay CosineDecayRestarts ExponentialDecay InverseTimeDecay PiecewiseConstantDecay "
     "PolynomialDecay",
-    "losses": "BinaryCrossentropy CategoricalCrossentropy Huber LogCosh MeanAbsoluteError MeanSquaredError "
-    "SparseCategoricalCrossentropy",
-    "metrics": "Accuracy BinaryAccuracy CategoricalAccuracy Mean MeanAbsoluteError MeanMetricWrapper MeanSquaredError "
-    "SparseCategoricalAccuracy SparseTopKCategoricalAccuracy TopKCategoricalAccuracy",
 }
 FUNCTION = ("function", "builtins")  # class name and module with which Keras writes its functions
 TENSOR = "__keras_tensor__"  # how the configuration of a functional model writes a tensor
@@ -74,6 +71,9 @@ def _known(compiled):
     found |= {(name, f"keras.src.ops.{room}") for room, names in OPERATIONS.items() for name in names.split()}
     for room, names in (OTHERS | COMPILED if compiled else OTHERS).items():
         found |= {(name, f"keras.{room}") for name in names.split()}
+    if compiled:
+        found |= {(name, "keras.losses") for name, one in vars(keras.losses).items() if isinstance(one, type)}
+        found |= {(name, "keras.metrics") for name, one in vars(keras.metrics).items() if isinstance(one, type)}
     return found
 
 
@@ -120,16 +120,16 @@ def read_json(path):
     return parse_json(text, path)
 
 
-def parse_json(text, path):
-    """As `read_json`, of bytes; `path` is for the errors."""
+def parse_json(text, path, *, finite=True):
+    """As `read_json`, of bytes; `path` is for the errors. Without `finite`, NaN and infinity are welcome."""
     if len(text) > MAX_JSON:
         raise ValueError(f"{path} must have at most {MAX_JSON} bytes")
 
     def refuse(constant):
         raise ValueError(f"received {constant}")
 
-    def finite(text):
-        return float(text) if math.isfinite(float(text)) else refuse(text)
+    def number(text):
+        return float(text) if math.isfinite(float(text)) or not finite else refuse(text)
 
     def once(pairs):
         keys = [key for key, _ in pairs]
@@ -138,7 +138,9 @@ def parse_json(text, path):
         return dict(pairs)
 
     try:
-        content = json.loads(text.decode("utf-8"), parse_constant=refuse, parse_float=finite, object_pairs_hook=once)
+        content = json.loads(
+            text.decode("utf-8"), parse_constant=refuse if finite else float, parse_float=number, object_pairs_hook=once
+        )
     except RecursionError:
         raise ValueError(f"{path} must be nested at most {MAX_DEPTH} deep") from None
     except ValueError as error:
@@ -183,7 +185,11 @@ def check_config(config, path, custom_objects=None):
     """
     for content, is_compiled in ((without_compilation(config), False), ({"compiled": compilations(config)}, True)):
         for key, value, _ in _walk(content):
-            if isinstance(value, dict) and "class_name" in value:
+            if isinstance(value, str) and len(value) > MAX_TEXT or len(key) > MAX_TEXT:
+                raise ValueError(f"{path}: texts must have at most {MAX_TEXT} letters. Received: {short(value)}")
+            elif key == "unroll" and value:  # step by step, for any number of steps
+                raise ValueError(f"{path}: 'unroll' must be false. Received: unroll={short(value)}")
+            elif isinstance(value, dict) and "class_name" in value:
                 _check_object(value, path, custom_objects or {}, is_compiled)
             elif isinstance(value, int) and not isinstance(value, bool) and key not in FREE:
                 limit = LIMITS.get(key, MAX_INTEGER)
@@ -214,6 +220,9 @@ def _cost(value):
         size = value.get("config") if isinstance(value.get("config"), dict) else {}
         numbers = [(size.get("num_layers"), 1), (size.get("num_levels"), 1), (size.get("num_timesteps"), 1000)]
         cost += 1 + sum(count // one for count, one in numbers if isinstance(count, int))
+        layers = size.get("layers")
+        if value["class_name"] == "Sequential" and isinstance(layers, list):
+            cost += len(layers) ** 2 // 100  # it is built anew for each of them
         nodes = value.get("inbound_nodes")
         cost *= max(len(nodes), 1) if isinstance(nodes, list) else 1
     return min(cost, 10 * MAX_COST)
@@ -394,7 +403,8 @@ class Weights:
             values = self._file[name][()]
         except Exception as error:
             raise ValueError(f"{self.path} is damaged: {first_line(error)}") from None
-        if values.dtype.kind != np.dtype(dtype).kind and np.dtype(dtype).kind in "fiub":
+        dtype = "float32" if dtype == "bfloat16" else dtype
+        if values.dtype.kind != np.dtype(dtype).kind:
             raise ValueError(f"{self.path} must hold {name!r} as {dtype}. Received: {values.dtype}")
         with np.errstate(over="ignore"):
             values = values.astype(dtype)

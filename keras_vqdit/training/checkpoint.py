@@ -12,14 +12,23 @@ import numpy as np
 
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.saving import atomic_path, check_writable
-from keras_vqdit.saving.strict import parse_json, read_npz
+from keras_vqdit.saving.strict import parse_json, read_npz, short
 from keras_vqdit.training.guard import DATA
 from keras_vqdit.training.memory import recall, remind
 from keras_vqdit.training.replica_steps import to_numpy
 from keras_vqdit.training.strategies import is_writer
 
 VERSION = 3
-KEYS = {"history", "epochs", "callbacks", "data", "model", "optimizer", "variables", "memory"}
+KEYS = {
+    "history": dict,
+    "epochs": list,
+    "callbacks": list,
+    "data": (dict, list, str, type(None)),
+    "model": dict,
+    "optimizer": dict,
+    "variables": list,
+    "memory": list,
+}
 # Names that Keras numbers in order, and what an object is called where.
 UNIMPORTANT = (
     "name",
@@ -393,12 +402,15 @@ def _read(path):
 
     found = read_npz(path)
     try:
-        meta = parse_json(found["meta"].tobytes(), path)
+        meta = parse_json(found["meta"].tobytes(), path, finite=False)  # a loss of the past may be NaN
         if type(meta["version"]) is not int or meta["version"] != VERSION:
             return meta, [], []
         places = meta["epoch"], meta["step"]
-        if not all(type(place) is int and place >= 0 for place in places) or not KEYS <= meta.keys():
-            raise ValueError(f"received keys {sorted(meta)}, and the place {places}")
+        if not all(type(place) is int and 0 <= place < 2**31 for place in places) or not KEYS.keys() <= meta.keys():
+            raise ValueError(f"received keys {short(sorted(meta))}, and the place {short(places)}")
+        wrong = [key for key, kind in KEYS.items() if not isinstance(meta[key], kind)]
+        if wrong or not all(isinstance(values, list) for values in meta["history"].values()):
+            raise ValueError(f"received another type of {wrong or 'values in the history'}")
         arrays = [array(f"variable_{i}", dtype) for i, (_, _, dtype) in enumerate(meta["variables"])]
         memory = [array(f"memory_{i}", dtype) for i, dtype in enumerate(meta["memory"])]
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -18,7 +18,8 @@ def compile_function(function, *, jit_compile=False):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, jit_compile=jit_compile)
+        # Nothing is written for AutoGraph, whose rewriting takes seconds.
+        return tf.function(function, jit_compile=jit_compile, autograph=False)
     if backend == "jax":
         import jax
 

@@ -161,7 +161,7 @@ HOSTILE = {
     "empty": (lambda members: b"", "is damaged, or no .keras file"),
     "a pickle": (lambda members: b"\x80\x04cos\nsystem\n(S'touch hacked'\ntR.", "is damaged, or no .keras file"),
     "truncated": (lambda members: pack(members)[:-2000], "is damaged, or no .keras file"),
-    "encrypted": (encrypted, "can not be loaded"),
+    "encrypted": (encrypted, "is damaged, or no .keras file.*encrypted"),
     "no weights": (lambda members: members.pop(WEIGHTS), "must hold a configuration, metadata and weights"),
     "a path out of it": (
         lambda members: members.update({"../hacked": "x"}), "must hold a configuration, metadata and weights",
@@ -199,7 +199,7 @@ HOSTILE = {
     "a large codebook, and a model compiled within": (edit(compiled_within), "at most four times its weights"),
     "a metric for a constraint": (edit(constrain), "must name classes"),
     "large metrics": (edit(lambda c: c["compile_config"].update(metrics=[usage()] * 8)), "at most four times its weights"),
-    "a layer called twenty thousand times": (edit(call_often), "must make and call at most 10000 layers"),
+    "a layer called twenty thousand times": (edit(call_often), "must make and call at most 2000 layers"),
     "a pattern that takes for ever": (
         edit(lambda c: c["compile_config"].update(optimizer=MUON)), "'exclude_layers' must hold plain words",
     ),

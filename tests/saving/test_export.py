@@ -114,6 +114,12 @@ def test_every_endpoint_is_the_live_model(process, tmp_path):
         "a label too many": ("sample", sampling([4])),
         "no steps": ("sample", sampling([1], num_steps=0)),
         "too many steps": ("sample", sampling([1], num_steps=251)),
+        "an infinite scale": ("sample", sampling([1], guidance_scale=np.inf)),
+        "a time too late": ("denoise", {"x": LATENTS, "t": 500 * t, "label": label}),
+        "too few times": ("denoise", {"x": LATENTS, "t": t[:1], "label": label}),
+        "four images in one": ("encode", {"image": np.zeros((1, 16, 16, 1), "float32")}),
+        "a code too many": ("decode", {"codes": codes + 16}),
+        "decoded latents": ("decode_latents", {"latents": LATENTS}),
     }
     results = alone(tmp_path / "export", calls, tmp_path)
 
@@ -145,12 +151,25 @@ def test_every_endpoint_is_the_live_model(process, tmp_path):
     assert "`labels` must be from 0 to 3" in str(results["a label too many/error"])
     for key in ("no steps", "too many steps"):
         assert "`num_steps` must be from 1 to 250" in str(results[f"{key}/error"])
+    assert "`guidance_scale` must be finite" in str(results["an infinite scale/error"])
+    assert "`t` must be from 0.0 to 1.0" in str(results["a time too late/error"])
+    assert "must have equally many examples" in str(results["too few times/error"])
+    assert "`image` must be of shape [any, 8, 8, 1]" in str(results["four images in one/error"])
+    assert "`codes` must be from 0 to 15" in str(results["a code too many/error"])
+    expected = np.clip(model.tokenizer.decode_latents(LATENTS), -1, 1)
+    np.testing.assert_allclose(results["decoded latents/image"], expected, atol=1e-5)
+    levels = card["signatures"]["denoise"]["levels"]  # with which a step can be made
+    np.testing.assert_allclose(levels["t"], model.process.times(20), atol=1e-6)
+    np.testing.assert_allclose(levels["sigma"], model.process.alpha_sigma(np.array(levels["t"]))[1], atol=1e-5)
 
     assert json.loads((tmp_path / "export" / "model_card.json").read_text()) == card
     assert card["data"] == "noise" and card["signatures"]["sample"]["inputs"]["seed"] == {
         "shape": [2],
         "dtype": "int32",
     }
+    assert card["signatures"]["sample"]["inputs"]["num_steps"] == {
+        "shape": [], "dtype": "int32", "minimum": 1, "maximum": 250,
+    }  # fmt: skip
     kept = [*model.tokenizer.weights, *model.ema_transformer.weights]
     assert (
         0 < card["parameter_count"] <= sum(np.prod(weight.shape) for weight in kept)
@@ -185,6 +204,43 @@ def test_a_context_and_no_labels(tmp_path):
     results = alone(tmp_path / "plain", {"sample": ("sample", given)}, tmp_path)
     expected = model.generate(num_samples=3, num_steps=4, seed=0, verbose=0)
     np.testing.assert_allclose(results["sample/image"], expected, atol=1e-5)
+
+
+def test_another_sampler(tmp_path):
+    model = trained_diffusion()
+    options = {"sampler": "heun", "guidance_interval": (0.2, 0.9)}
+    card = kv.saving.export(model, tmp_path / "export", **options)
+    assert card["signatures"]["sample"]["sampler"] == "heun"
+    results = alone(tmp_path / "export", {"sample": ("sample", sampling([0, 1, 2]))}, tmp_path)
+    expected = model.generate([0, 1, 2], num_steps=4, guidance_scale=1.5, seed=0, verbose=0, **options)
+    np.testing.assert_allclose(results["sample/image"], expected, atol=1e-5)
+
+
+class Doubling(keras.Model):
+    """A model with an endpoint of its own."""
+
+    def __init__(self, name="double", given="value"):
+        super().__init__()
+        self.names, self.built = (name, given), True
+
+    def endpoints(self):
+        name, given = self.names
+        double = lambda **tensors: {"doubled": 2 * tensors[given]}  # noqa: E731
+        return {name: kv.saving.Endpoint(double, {given: ((None,), "float32")}, "doubles")}
+
+
+def test_endpoints_of_others(tmp_path):
+    kv.saving.export(Doubling(), tmp_path / "export")
+    results = alone(tmp_path / "export", {"a": ("serving_default", {"value": np.ones(3, "float32")})}, tmp_path)
+    np.testing.assert_array_equal(results["a/doubled"], 2.0)
+    with pytest.raises(ValueError, match="must have endpoints among encode"):
+        kv.saving.export(Doubling(), tmp_path / "lite", format="litert")
+    for name in ("my image", "class", "self", "x/y"):
+        with pytest.raises(ValueError, match="must have names that Python can write"):
+            kv.saving.export(Doubling(given=name), tmp_path / "other")
+    with pytest.raises(TypeError, match="`model` must have endpoints"):
+        kv.saving.export(kv.VQVAE, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["export"]
 
 
 def test_a_vae(tmp_path):
@@ -276,4 +332,9 @@ def test_errors(tmp_path):
     (tmp_path / "b" / "thesis.tex").write_text("years of work")
     with pytest.raises(FileExistsError, match="holds something else"):
         kv.saving.export(model, tmp_path / "b")
+    with pytest.raises(ValueError, match="`card` must leave .* to the export. Received: model"):
+        kv.saving.export(model, tmp_path / "a", card={"model": "digits v2"})
+    for card in (["a"], {"score": np.float32(1)}, {"deep": json.loads("[" * 70 + "]" * 70)}):
+        with pytest.raises(ValueError, match="`card` must"):
+            kv.saving.export(model, tmp_path / "a", card=card)
     assert [path.name for path in tmp_path.iterdir()] == ["b"]

@@ -221,6 +221,9 @@ def test_bad_models_and_cards_are_not_saved(trained, tmp_path):
         kv.LatentDiffusion(None, kv.DiffusionTransformer(16, 2, 32, 1)).save_to_preset(tmp_path / "a")
     with pytest.raises(ValueError, match="must fit JSON"):
         trained.save_to_preset(tmp_path / "a", {"score": float("nan")})
+    for card in (["a"], {"deep": json.loads("[" * 70 + "]" * 70)}, {1: "a", "1": "b"}):
+        with pytest.raises(ValueError, match="`card`"):
+            trained.save_to_preset(tmp_path / "a", card)
     model = tokenizer()
     model.encoder.weights[0].assign(np.full(model.encoder.weights[0].shape, np.nan))
     with pytest.raises(ValueError, match="The weights must be finite"):
@@ -245,6 +248,56 @@ def test_names(tmp_path):
         kv.VQVAE.from_preset(tmp_path)
     with pytest.raises(TypeError, match="`name_or_path` must be a name or a path. Received: 3"):
         kv.VQVAE.from_preset(3)
+
+
+def test_names_of_ours_win_and_damaged_ones_are_left_out(good, tmp_path, monkeypatch, caplog):
+    ours = tmp_path / "ours"
+    for name in ("fine", "damaged", "Not A Name"):
+        (ours / name).mkdir(parents=True)
+        for file, content in good.items():
+            (ours / name / file).write_bytes(content)
+    (ours / "damaged" / "model_card.json").write_text("[]")
+    monkeypatch.setattr("keras_vqdit.saving.preset._folders", lambda: [ours])
+    assert list(kv.presets()) == ["fine"] and "The preset damaged is damaged" in caplog.text
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fine").mkdir()  # a folder of the user's goes by another path
+    assert isinstance(kv.LatentDiffusion.from_preset("fine"), kv.LatentDiffusion)
+    with pytest.raises(FileNotFoundError, match="There is no preset in fine"):
+        kv.LatentDiffusion.from_preset("./fine")
+    with pytest.raises(FileNotFoundError, match="neither a folder nor one of fine"):
+        kv.LatentDiffusion.from_preset("nothing")
+    with pytest.raises(FileNotFoundError, match="There is no ~nobody_of_that_name/x"):
+        kv.LatentDiffusion.from_preset("~nobody_of_that_name/x")
+
+
+def test_replaced_while_it_is_read(trained, preset, monkeypatch):
+    """Whoever reads while another one writes gets one preset or the other."""
+    from keras_vqdit.saving import preset as room
+
+    read, calls = room.read_metadata, []
+
+    def read_and_replace(folder):
+        metadata = read(folder)
+        if not calls:
+            calls.append(1)
+            for variable in trained.weights:
+                variable.assign(variable * 1)
+            trained.save_to_preset(preset, {"description": "a newer one"})
+            (preset / CONFIG).write_text((preset / CONFIG).read_text() + "\n")
+            seal(preset)
+        return metadata
+
+    monkeypatch.setattr(room, "read_metadata", read_and_replace)
+    assert isinstance(load_preset(preset), kv.LatentDiffusion) and calls
+
+
+def test_bfloat16_weights(tmp_path):
+    model = tokenizer(dtype="bfloat16")
+    codes = np.array(model.encode(IMAGES))
+    model.save_to_preset(tmp_path / "preset")
+    again = kv.VQVAE.from_preset(tmp_path / "preset")
+    assert {str(weight.dtype) for weight in again.encoder.weights} == {"bfloat16"}
+    np.testing.assert_array_equal(again.encode(IMAGES), codes)
 
 
 def test_the_class_must_be_right(preset):
@@ -408,7 +461,7 @@ HOSTILE = {
     "a text for a number": (network(d_model="big"), "is not the configuration of a model"),
     "a huge width": (network(d_model=1 << 40), "'d_model' must be at most"),
     "a large width": (network(d_model=1 << 22, dff=1 << 22), "must hold the weights that config.json asks for"),
-    "many layers": (network(num_layers=1 << 20), "'num_layers' must be at most 1024"),
+    "many layers": (network(num_layers=1 << 20), "'num_layers' must be at most 256"),
     "other layers": (network(num_layers=2), "must hold the weights that config.json asks for|must hold .* weights"),
     "a negative width": (network(d_model=-16), "is not the configuration of a model"),
     "no such class of model": (edit(CONFIG, lambda c: c.pop("class_name")), "must have a `class_name`"),

@@ -12,7 +12,7 @@ import pytest
 
 tf = pytest.importorskip("tensorflow")
 import keras_vqdit as kv  # noqa: E402
-from keras_vqdit.training.checkpoint import _read  # noqa: E402
+from keras_vqdit.training.checkpoint import _read, _write  # noqa: E402
 from keras_vqdit.training.memory import remembered  # noqa: E402
 from tests.training.replicas_program import IMAGES, LABELS, diffusion, tokenizer  # noqa: E402
 
@@ -392,6 +392,28 @@ def test_a_damaged_file_is_left_out(how, tmp_path, caplog):
     model, _ = train_line(tmp_path / "parts", 3)  # from the end of the first epoch on
     assert_equal(model, expected)
     assert "is damaged, and left out" in caplog.text
+
+
+def test_a_loss_that_was_not_a_number_is_remembered(tmp_path):
+    train_line(tmp_path, 1)
+    newest = max(tmp_path.glob("epoch-*.npz"))
+    meta, arrays, memory = _read(newest)
+    meta["history"]["val_loss"] = [float("nan")]
+    meta["callbacks"] = [["Other", {"best": float("inf")}]]
+    _write(newest, meta, arrays, memory)
+    assert np.isnan(_read(newest)[0]["history"]["val_loss"][0])
+
+
+@pytest.mark.parametrize(
+    "key, value", [("history", [1]), ("callbacks", 5), ("model", 5), ("epoch", 10**30), ("history", {"loss": 1})]
+)
+def test_wrong_types_are_told(key, value, tmp_path):
+    train_line(tmp_path, 1)
+    newest = max(tmp_path.glob("epoch-*.npz"))
+    meta, arrays, memory = _read(newest)
+    _write(newest, {**meta, key: value}, arrays, memory)
+    with pytest.raises(ValueError, match=f"{newest.name} is damaged, or no checkpoint: received"):
+        _read(newest)
 
 
 def test_flipped_bits_never_stop_a_restart(tmp_path):

@@ -1,0 +1,73 @@
+"""The presets that come with the package: there, small, loadable, and as good as their cards say."""
+
+import configparser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import keras_vqdit as kv
+from keras_vqdit import data, recipes
+from keras_vqdit.metrics import train_classifier
+from keras_vqdit.quickstart import BUDGETS, JUDGE_BATCH
+from keras_vqdit.saving import find_preset
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["fashion_diffusion", "fashion_tokenizer", "mnist_diffusion", "mnist_tokenizer"]
+
+
+def test_all_are_there():
+    cards = kv.presets()
+    assert sorted(cards) == NAMES
+    sizes = {name: sum(file.stat().st_size for file in find_preset(name).iterdir()) for name in NAMES}
+    assert max(sizes.values()) < 12e6 and sum(sizes.values()) < 40e6
+    for name, card in cards.items():
+        assert {"description", "data", "licence", "command", "seconds", "hardware", "versions", "metrics"} <= set(
+            card
+        ), name
+        assert card["command"].startswith("python -m keras_vqdit quickstart --dataset ")
+
+
+def test_wheels_carry_them():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert dict(setup["options.data_files"]) == {
+        f"share/keras_vqdit/presets/{name}": f"saved_models/{name}/*" for name in NAMES
+    }
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_loads(name):
+    card = kv.presets()[name]
+    images = recipes.to_arrays(data.load("mnist_5k")[1], limit=32)
+    if name.endswith("tokenizer"):
+        tokenizer = kv.VQVAE.from_preset(name)
+        error = np.mean((tokenizer.decode(tokenizer.encode(images)) - images) ** 2)
+        assert error < (0.01 if "mnist" in name else 0.1)  # of digits, which the one of clothes has never seen
+    else:
+        model = kv.LatentDiffusion.from_preset(name)
+        drawn = model.generate([1, 1, 8, 8], num_steps=4, verbose=0)
+        assert drawn.shape == (4, 28, 28, 1) and model.num_classes == len(card["class_names"])
+        assert (drawn[2:] > 0).mean() > 1.2 * (drawn[:2] > 0).mean()  # an 8 has more ink than a 1, a bag than trousers
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("dataset", ["mnist", "fashion_mnist"])
+def test_cards_are_true(dataset, shared_data):
+    name = dataset.removesuffix("_mnist")
+    load = {"data_dir": shared_data / "tfds"}
+    train, test = data.load(dataset, batch_size=JUDGE_BATCH, **load)
+    card = kv.presets()[f"{name}_tokenizer"]["metrics"]["test"]
+    measured = recipes.measure_tokenizer(kv.VQVAE.from_preset(f"{name}_tokenizer"), test)
+    for key, value in card.items():
+        assert measured[key] == pytest.approx(value, rel=1e-3), key
+
+    card = kv.presets()[f"{name}_diffusion"]["metrics"]["drawn"]
+    judge, accuracy = train_classifier(train, test, epochs=BUDGETS["full"].judge_epochs, seed=card["seed"], verbose=0)
+    assert accuracy == pytest.approx(card["judge_test_accuracy"], abs=0.003)
+    drawing = {key: card[key] for key in ("num_samples", "num_steps", "guidance_scale", "sampler", "seed")}
+    model = kv.LatentDiffusion.from_preset(f"{name}_diffusion")
+    measured = recipes.measure_generation(model, judge, test, verbose=0, **drawing)
+    assert measured["accuracy"] == pytest.approx(card["accuracy"], abs=0.01)
+    assert measured["frechet_distance"] == pytest.approx(card["frechet_distance"], rel=0.15)
