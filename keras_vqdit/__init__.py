@@ -13,11 +13,12 @@ os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "keras-vqdit"):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from keras_vqdit import diffusion, layers, metrics, models, saving
+from keras_vqdit import diffusion, layers, metrics, models, saving, tokenizers
 from keras_vqdit.diffusion import GaussianDiffusion, MaskedDiffusion, RectifiedFlow
 from keras_vqdit.layers import MultiHeadAttention, ResidualQuantizer, TransformerBlock, VectorQuantizer
 from keras_vqdit.models import VAE, VQVAE, DiffusionTransformer, LatentDiffusion
 from keras_vqdit.saving import presets
+from keras_vqdit.tokenizers import TextTokenizer
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "MultiHeadAttention",
     "RectifiedFlow",
     "ResidualQuantizer",
+    "TextTokenizer",
     "TransformerBlock",
     "VectorQuantizer",
     "data",
@@ -42,6 +44,7 @@ __all__ = [
     "presets",
     "recipes",
     "saving",
+    "tokenizers",
     "training",
 ]
 
