@@ -173,7 +173,7 @@ def generate(arguments):
         with saving.atomic_path(arguments.out) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, images=images, **({} if labels is None else {"labels": labels}))
     else:
-        names = None if labels is None else [class_names(arguments, model)[label] for label in chosen]
+        names = None if labels is None else [class_names(model)[label] for label in chosen]
         title = f"Drawn images, {arguments.num_steps} steps of {arguments.sampler}"
         plotting.image_grid(images, columns=arguments.per_label, row_labels=names, title=title, path=arguments.out)
     print(f"wrote {arguments.out}")
@@ -217,9 +217,7 @@ def export(arguments):
     from keras_vqdit.models import VAE, VQVAE, LatentDiffusion
 
     model = load_trained(arguments, (VQVAE, VAE, LatentDiffusion))
-    card = saving.read_card(saving.find_preset(arguments.preset)) if arguments.preset else {}
-    if arguments.card:
-        card = {**card, **saving.read_json(arguments.card)}
+    card = saving.read_json(arguments.card) if arguments.card else None
     if arguments.format == "preset":
         model.save_to_preset(arguments.out, card)
     else:
@@ -241,11 +239,9 @@ def list_presets(arguments):
         print(f"{name:<24}  {saving.short(card.get('description', ''))}".rstrip())
 
 
-def class_names(arguments, model):
+def class_names(model):
     """The names of the classes in the card of a preset, else their numbers."""
-    from keras_vqdit import saving
-
-    names = saving.read_card(saving.find_preset(arguments.preset)).get("class_names") if arguments.preset else None
+    names = model.card.get("class_names")
     if isinstance(names, list) and len(names) == model.num_classes and all(isinstance(name, str) for name in names):
         return [name[:40] for name in names]
     return [str(label) for label in range(model.num_classes)]
@@ -256,7 +252,15 @@ def load_trained(arguments, expected):
     from keras_vqdit import saving
 
     if arguments.preset:
-        return saving.load_preset(arguments.preset, expected)
+        model = saving.load_preset(arguments.preset, expected)
+        data = model.card.get("data")
+        name = data.get("name") if isinstance(data, dict) else None
+        if isinstance(name, str) and name != getattr(arguments, "dataset", name):
+            print(
+                f"The preset was trained on {saving.short(name)}; these are data of {arguments.dataset}",
+                file=sys.stderr,
+            )
+        return model
     return saving.load_model(arguments.model, expected)
 
 
@@ -432,15 +436,19 @@ def build_parser():
         "--format",
         choices=("tf_saved_model", "litert", "onnx", "preset"),
         default="tf_saved_model",
-        help="tf_saved_model: all endpoints, for TensorFlow alone; litert, onnx: encode, decode and denoise; "
+        help="tf_saved_model: all endpoints, for TensorFlow alone; litert, onnx: encode, decode, denoise, decode_latents; "
         "preset: for this package",
     )
-    command.add_argument("--card", type=Path, help="a JSON file of what users should know: data, metrics, licence")
+    command.add_argument(
+        "--card",
+        type=Path,
+        help="a JSON file of what users should know: data, metrics, licence; default: that of the preset",
+    )
 
     command = add(
         commands, "inspect", inspect, "Tell what a file or folder holds, and how to call it; nothing of it is executed."
     )
-    command.add_argument("path", type=Path, help="an export, a preset, or a .keras file")
+    command.add_argument("path", help="an export, a preset or its name, or a .keras file")
 
     add(commands, "presets", list_presets, "List the trained models that come with the package.")
     return parser

@@ -210,7 +210,8 @@ def said(budget, dataset, image_size, seed):
         "budget": None if budget == "quick" else budget,
         "seed": seed,
     }
-    return "".join(f" --{key} {value}" for key, value in options.items() if value is not None)
+    text = "".join(f" --{key} {value}" for key, value in options.items() if value is not None)
+    return text + (" --download" if dataset in LICENCES and dataset != "mnist_5k" else "")
 
 
 def hardware():

@@ -102,8 +102,10 @@ def test_export_inspect_and_presets(folder, capsys):
     assert "a preset of a LatentDiffusion" in capsys.readouterr().out
     assert cli.main(["inspect", model]) == 0
     assert "a LatentDiffusion as .keras file" in capsys.readouterr().out
-    for path in (folder, folder / "stripes.npz"):
+    for path in (folder, folder / "stripes.npz", folder / "nothing"):
         assert cli.main(["inspect", str(path)]) == 2
+    assert cli.main(["inspect", "mnist_tokenizer"]) == 0
+    assert "keras_vqdit.VQVAE.from_preset(" in capsys.readouterr().out
     (folder / "card.json").write_text('{"licence": "MIT"}')
     again = ["export", "--preset", str(folder / "preset"), "--format", "preset", "--out"]
     assert cli.main([*again, str(folder / "preset"), "--card", str(folder / "card.json")]) == 0

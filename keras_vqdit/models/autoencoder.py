@@ -246,14 +246,16 @@ class Autoencoder(FromPreset, DistributedModel):
         data = {kind: ((None, *self.example_shape), "float32")}
         shape = self.latent_shape if self.code_dtype == "float32" else self.code_shape
         return {
-            "encode": Endpoint(lambda **given: {code: self.encode(given[kind])}, data, f"{kind} to {code}"),
+            "encode": Endpoint(lambda **given: {code: self.encode(given[kind])}, data, f"{kind} in [-1, 1] to {code}"),
             "decode": Endpoint(
                 lambda **given: {kind: self.decode(given[code])},
                 {code: ((None, *shape), self.code_dtype)},
-                f"{code} to {kind}",
+                f"{code} to {kind} in [-1, 1]",
             ),
             "reconstruct": Endpoint(
-                lambda **given: {kind: self.decode(self.encode(given[kind]))}, data, f"{kind} to {code} and back"
+                lambda **given: {kind: self.decode(self.encode(given[kind]))},
+                data,
+                f"{kind} in [-1, 1] to {code} and back",
             ),
         }
 

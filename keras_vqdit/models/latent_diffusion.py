@@ -573,10 +573,15 @@ class LatentDiffusion(FromPreset, DistributedModel):
             )  # fmt: skip
         found["denoise"] = Endpoint(
             self._denoise, {"x": latents, "t": ((None,), "float32"), **conditions},
-            "noisy latents to prediction and clean estimate", {"t": (0.0, 1.0), **known}, {"levels": self._levels()},
+            "noisy latents to prediction and clean estimate", {"t": (0.0, 1.0), **known},
+            {
+                "process": type(self.process).__name__, "levels": self._levels(),
+                **({"no_label": self.num_classes} if self.num_classes else {}),
+            },
         )  # fmt: skip
         found["sample"] = Endpoint(
-            draw, {**draw.inputs, **plural(conditions)}, "draws new examples", {**draw.ranges, **plural(known)}, settings
+            draw, {**draw.inputs, **plural(conditions)}, "draws new examples; seed: that of `generate`, and 0",
+            {**draw.ranges, **plural(known)}, settings,
         )  # fmt: skip
         return found
 

@@ -14,7 +14,7 @@ import keras
 
 from keras_vqdit.saving.files import open_archive
 from keras_vqdit.saving.folders import atomic_folder, check_folder, expand
-from keras_vqdit.saving.preset import METADATA, card_text, json_text, read_card, read_metadata
+from keras_vqdit.saving.preset import METADATA, card_text, find_preset, json_text, read_card, read_metadata
 from keras_vqdit.saving.strict import MAX_JSON, first_line, parse_json, read_json, short
 
 FORMAT, CARD = "keras_vqdit export", "model_card.json"
@@ -24,11 +24,12 @@ ONNX_OPSET = 18
 MAX_LINES = 50  # of what a stranger wrote
 OURS = ("format", "kind", "model", "parameter_count", "exported_with", "signatures")  # what an export says of itself
 WRITTEN = {CARD, "saved_model.pb", "fingerprint.pb", "variables", "assets"}
-CALLS = {  # how each endpoint is called
-    "tf_saved_model": "model = tf.saved_model.load({path!r}); model.signatures[NAME](INPUT=tf.constant(...), ...)",
-    "litert": "tf.lite.Interpreter({path!r} + '/NAME.tflite').get_signature_runner()(INPUT=array, ...)",
-    "onnx": "onnxruntime.InferenceSession({path!r} + '/NAME.onnx').run(None, {{'INPUT': array, ...}})",
+CALLS = {  # how what follows is called
+    "tf_saved_model": "model = tf.saved_model.load({path!r})",
+    "litert": "from ai_edge_litert.interpreter import Interpreter  # pip install ai-edge-litert",
+    "onnx": "import onnxruntime",
 }
+EXAMPLES = {"num_steps": "20", "guidance_scale": "1.5", "num_samples": "4"}
 
 
 class Endpoint(NamedTuple):
@@ -59,7 +60,8 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
         format: `"tf_saved_model"`, all endpoints in one SavedModel, for TensorFlow alone, or `"litert"` or `"onnx"`, a file
             `NAME.tflite` or `NAME.onnx` for each endpoint but `reconstruct` and `sample`; ONNX is written by the package
             `tf2onnx`. Defaults to `"tf_saved_model"`.
-        card: dict of what users should know: data, metrics, command, licence. It must fit JSON.
+        card: dict of what users should know: data, metrics, command, licence. It must fit JSON. Defaults to `None`, the card
+            of the preset that the model comes from.
         **options: of the model's `endpoints`; of a `LatentDiffusion` `sampler`, `guidance_interval` and their like.
 
     Returns:
@@ -97,7 +99,8 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
     if not model.built:
         raise ValueError("The model must be built before it is exported: train it, or call it on a batch")
     check_folder(path, is_export)
-    if taken := sorted(set(json.loads(card_text(card))) & set(OURS)):
+    card = json.loads(card_text(getattr(model, "card", None) if card is None else card))
+    if taken := sorted(set(card) & set(OURS)):
         raise ValueError(f"`card` must leave {', '.join(OURS)} to the export. Received: {', '.join(taken)}")
     endpoints = model.endpoints(**options)
     if format != "tf_saved_model":
@@ -107,7 +110,7 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
         raise ValueError(f"`model` must have endpoints among {', '.join(WITHOUT_LOOPS)}. Received: {model!r}")
     functions = {name: _concrete(endpoint) for name, endpoint in endpoints.items()}
     about = {
-        **(card or {}),
+        **card,
         "format": FORMAT,
         "kind": format,
         "model": type(model).__name__,
@@ -265,7 +268,7 @@ def inspect(path):
     """Tell what an export, a preset or a `.keras` file holds. Nothing of it is executed, or loaded but its descriptions.
 
     Args:
-        path: the file or folder.
+        path: the file or folder, or the name of a preset that comes with the package.
 
     Returns:
         List of lines.
@@ -276,7 +279,7 @@ def inspect(path):
     """
     path = expand(path)
     if not path.exists():
-        raise FileNotFoundError(f"There is no file or folder {path}")
+        path = find_preset(str(path))
     if path.is_file():
         return _inspect_archive(path)
     if is_export(path):
@@ -303,6 +306,9 @@ def _inspect_export(path):
         f"{path}: a {short(card.get('model'))} as {short(card.get('kind'))}, {_count(card)} weights, {_megabytes(path)}"
     ]
     lines += _card_lines({key: value for key, value in card.items() if key not in OURS})
+    kind = card.get("kind") if isinstance(card.get("kind"), str) else ""
+    if kind in CALLS:
+        lines += ["", CALLS[kind].format(path=str(path))]
     for name, one in list(signatures.items() if isinstance(signatures, dict) else ())[:MAX_LINES]:
         one = one if isinstance(one, dict) else {}
         lines += ["", f"{short(name)}: {short(one.get('about'))}"]
@@ -314,9 +320,36 @@ def _inspect_export(path):
                 lines.append(
                     f"  {what[:-1]:<6}  {short(key)}: {short(spec.get('dtype'))} {_shape(spec.get('shape'))}{known}"
                 )
-    if isinstance(card.get("kind"), str) and card["kind"] in CALLS:
-        lines += ["", CALLS[card["kind"]].format(path=str(path))]
+        known = ("about", "inputs", "outputs")
+        lines += [f"  {short(key)}: {short(value)}" for key, value in list(one.items())[:MAX_LINES] if key not in known]
+        if kind in CALLS:
+            lines.append("  " + short(_call(kind, str(path), str(name), one)))
     return lines
+
+
+def _call(kind, path, name, signature):
+    """A call of an endpoint, to be copied."""
+    specs = [signature[what] if isinstance(signature.get(what), dict) else {} for what in ("inputs", "outputs")]
+    array = "tf.constant({}, {!r})" if kind == "tf_saved_model" else "np.array({}, {!r})"
+    zeros = array.split(".")[0] + ".zeros({}, {!r})"
+    given = {}
+    for key, spec in specs[0].items():
+        spec = spec if isinstance(spec, dict) else {}
+        sizes = [1 if size is None else size for size in spec.get("shape") or ()]
+        value = (
+            EXAMPLES.get(key, "0") if not sizes else str([0] * sizes[0]) if len(sizes) == 1 and sizes[0] < 9 else None
+        )
+        given[key] = (
+            zeros.format(tuple(sizes), spec.get("dtype")) if value is None else array.format(value, spec.get("dtype"))
+        )
+    output = next(iter(specs[1]), "")
+    if kind == "onnx":
+        inputs = ", ".join(f"{key!r}: {value}" for key, value in given.items())
+        return f"onnxruntime.InferenceSession({path + '/' + name + '.onnx'!r}).run([{output!r}], {{{inputs}}})[0]"
+    inputs = ", ".join(f"{key}={value}" for key, value in given.items())
+    if kind == "litert":
+        return f"Interpreter({path + '/' + name + '.tflite'!r}).get_signature_runner()({inputs})[{output!r}]"
+    return f"model.signatures[{name!r}]({inputs})[{output!r}]"
 
 
 def _inspect_archive(path):

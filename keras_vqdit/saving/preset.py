@@ -39,7 +39,17 @@ logger = logging.getLogger("keras_vqdit")
 
 
 class FromPreset:
-    """What a model needs for presets: `save_to_preset`, and the class method `from_preset`."""
+    """What a model needs for presets: `save_to_preset`, and the class method `from_preset`.
+
+    Attributes:
+        card: dict, the model card of the preset that the model comes from, else empty.
+    """
+
+    _card = "{}"  # as text, for Keras would track a dict
+
+    @property
+    def card(self):
+        return json.loads(self._card)
 
     @classmethod
     def from_preset(cls, name_or_path, *, custom_objects=None):
@@ -76,7 +86,8 @@ class FromPreset:
 
         Args:
             path: the folder. It is made; what is there is replaced if it is a preset.
-            card: dict of what users should know: data, metrics, command, time, licence. It must fit JSON.
+            card: dict of what users should know: data, metrics, command, time, licence. It must fit JSON. Defaults to `None`,
+                the card of the preset that the model comes from.
             custom_objects: dict of names and classes of your own that are not registered; `from_preset` needs it as well.
 
         Raises:
@@ -113,7 +124,7 @@ def save_preset(model, path, card=None, custom_objects=None):
         arrays[variable[0]] = array = array.astype("float32") if array.dtype.name == "bfloat16" else array
         if array.dtype.kind == "f" and not np.all(np.isfinite(array)):
             raise ValueError(f"The weights must be finite. Received: NaN or infinite values in {source.path}")
-    text, about = card_text(card), json_text(config, "The configuration")
+    text, about = card_text(model.card if card is None else card), json_text(config, "The configuration")
     check_config(json.loads(about), "The configuration", custom_objects)  # or nobody could load it
     parameters = sum(array.size for array in arrays.values())
     with atomic_folder(path, _is_preset) as folder:
@@ -138,11 +149,18 @@ def json_text(content, name):
         ValueError: if it does not fit.
     """
     try:
-        text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+        text = json.dumps(content, indent=1, allow_nan=False, default=_number) + "\n"
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{name} must fit JSON: {error}") from None
     parse_json(text.encode(), name)
     return text
+
+
+def _number(value):
+    """A scalar of NumPy as a number of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"received {type(value).__name__}")
 
 
 def card_text(card):
@@ -234,6 +252,7 @@ def _load(folder, metadata, expected, custom_objects):
         for (name, _), variable in zip(described, model.preset_variables(), strict=True):
             variable.assign(weights.read(name, variable.dtype))
     model.after_preset()
+    model._card = json.dumps(read_card(folder))
     return model
 
 
@@ -366,6 +385,10 @@ def find_preset(name_or_path):
     if isinstance(name_or_path, str) and NAME.fullmatch(name_or_path):  # no folder here goes by the name of ours
         for folder in _folders():
             if (folder / name_or_path / METADATA).is_file():
+                if Path(name_or_path).is_dir():
+                    logger.warning(
+                        "%s is the preset that comes with the package; the folder is ./%s", *2 * [name_or_path]
+                    )
                 return folder / name_or_path
     path = expand(name_or_path)
     if path.is_dir():
@@ -373,14 +396,17 @@ def find_preset(name_or_path):
             raise FileNotFoundError(f"There is no preset in {path}: it has no {METADATA}")
         return path
     raise FileNotFoundError(
-        f"There is no preset {str(name_or_path)!r}: neither a folder nor one of {', '.join(presets()) or 'none'}"
+        f"There is no preset {str(name_or_path)!r}: it is no folder, and those that come with the package are "
+        f"{', '.join(presets()) or 'not there'}"
     )
 
 
 def _folders():
     """Where presets may be: beside the package in a checkout, and where a wheel put them."""
     root = Path(__file__).resolve().parents[2]
-    folders = [root / "saved_models"] if (root / "setup.cfg").is_file() else []
+    folders = (
+        [root / "saved_models"] if (root / "setup.cfg").is_file() else [root / "share" / "keras_vqdit" / "presets"]
+    )
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         distribution = importlib.metadata.distribution("keras_vqdit")
         for file in distribution.files or ():

@@ -239,7 +239,7 @@ def test_bad_models_and_cards_are_not_saved(trained, tmp_path):
 
 
 def test_names(tmp_path):
-    with pytest.raises(FileNotFoundError, match="There is no preset 'nothing': neither a folder nor one of"):
+    with pytest.raises(FileNotFoundError, match="There is no preset 'nothing': it is no folder, and those that come"):
         kv.VQVAE.from_preset("nothing")
     for name in ("../setup", "a/b", "a\0b", "https://example.org/preset", ""):
         with pytest.raises((FileNotFoundError, ValueError)):
@@ -261,10 +261,15 @@ def test_names_of_ours_win_and_damaged_ones_are_left_out(good, tmp_path, monkeyp
     assert list(kv.presets()) == ["fine"] and "The preset damaged is damaged" in caplog.text
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fine").mkdir()  # a folder of the user's goes by another path
-    assert isinstance(kv.LatentDiffusion.from_preset("fine"), kv.LatentDiffusion)
+    loaded = kv.LatentDiffusion.from_preset("fine")
+    assert loaded.card == {"description": "for tests"} and "the folder is ./fine" in caplog.text
+    loaded.save_to_preset("copy")  # with its card
+    assert kv.LatentDiffusion.from_preset("copy").card == loaded.card
+    loaded.save_to_preset("copy", {"score": np.float32(0.5)})
+    assert kv.LatentDiffusion.from_preset("copy").card == {"score": 0.5}
     with pytest.raises(FileNotFoundError, match="There is no preset in fine"):
         kv.LatentDiffusion.from_preset("./fine")
-    with pytest.raises(FileNotFoundError, match="neither a folder nor one of fine"):
+    with pytest.raises(FileNotFoundError, match="those that come with the package are fine"):
         kv.LatentDiffusion.from_preset("nothing")
     with pytest.raises(FileNotFoundError, match="There is no ~nobody_of_that_name/x"):
         kv.LatentDiffusion.from_preset("~nobody_of_that_name/x")
