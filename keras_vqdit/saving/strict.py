@@ -19,6 +19,7 @@ MAX_ARRAYS = 100_000
 MAX_INTEGER = 1 << 24  # of a size in a configuration
 MAX_EXAMPLE = 1 << 30  # elements of what a list of sizes describes
 MAX_COST = 2_000  # layers that are made or called
+CHEAP = ("keras", "keras.initializers", "keras.regularizers", "keras.constraints")  # rooms of what is no layer
 MAX_TEXT = 1_000  # letters
 FREE = ("seed", "shared_object_id")  # integers of any size
 # Integers that become loops or tables when a model is made, and can not be that large.
@@ -219,7 +220,8 @@ def _cost(value):
     if "class_name" in value:
         size = value.get("config") if isinstance(value.get("config"), dict) else {}
         numbers = [(size.get("num_layers"), 1), (size.get("num_levels"), 1), (size.get("num_timesteps"), 1000)]
-        cost += 1 + sum(count // one for count, one in numbers if isinstance(count, int))
+        cost += value.get("module") not in CHEAP and value["class_name"] not in (TENSOR, FUNCTION[0])
+        cost += sum(count // one for count, one in numbers if isinstance(count, int))
         layers = size.get("layers")
         if value["class_name"] == "Sequential" and isinstance(layers, list):
             cost += len(layers) ** 2 // 100  # it is built anew for each of them
@@ -252,9 +254,8 @@ def _check_object(value, path, custom_objects, compiled):
             return
         if (name, module) in _known(compiled) and registered in (None, name):
             return
-        cls = (
-            keras.saving.get_registered_object(registered) if registered else None
-        )  # which Keras takes, whatever the module
+        # Which Keras takes, whatever the module.
+        cls = keras.saving.get_registered_object(registered) if registered else None
         others = (keras.metrics.Metric, keras.optimizers.Optimizer)
         if isinstance(cls, type) and cls.__name__ == name and (compiled or not issubclass(cls, others)):
             return
