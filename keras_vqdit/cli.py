@@ -173,9 +173,10 @@ def generate(arguments):
         with saving.atomic_path(arguments.out) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, images=images, **({} if labels is None else {"labels": labels}))
     else:
-        names = None if labels is None else [class_names(model)[label] for label in chosen]
+        names = class_names(model) if model.num_classes else ()
+        rows = [names[label] for label in chosen] if model.num_classes else None
         title = f"Drawn images, {arguments.num_steps} steps of {arguments.sampler}"
-        plotting.image_grid(images, columns=arguments.per_label, row_labels=names, title=title, path=arguments.out)
+        plotting.image_grid(images, columns=arguments.per_label, row_labels=rows, title=title, path=arguments.out)
     print(f"wrote {arguments.out}")
 
 

@@ -85,7 +85,7 @@ def _source(name, train, test, size, channels):
     if len({array.shape[1:] for array in images}) > 1:
         shapes = [array.shape[1:] for array in images]
         raise ValueError(f"Training and test images differ in shape; pass `image_size`. Received: {shapes}")
-    examples = [Examples(*pair) for pair in zip(images, labels, strict=True)]
+    examples = [Examples({"image": array}, of) for array, of in zip(images, labels, strict=True)]
     return Source(name, *examples, class_names=class_names)
 
 

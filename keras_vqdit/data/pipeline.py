@@ -4,6 +4,7 @@ import dataclasses
 import random
 
 from keras_vqdit.data.images import scale
+from keras_vqdit.tokenizers import TextTokenizer
 
 # TensorFlow is imported where it is used: the package also runs where Keras has another backend and no TensorFlow.
 
@@ -22,6 +23,8 @@ class DatasetInfo:
         shuffle: whether the examples come in a new order at every epoch.
         seed: of that order.
         drop_remainder: whether a last, smaller batch is left out.
+        sample_rate: of sounds, samples a second; None without sound, or if unknown.
+        text_tokenizer: the `TextTokenizer` of texts that are codes; None without text, or if unknown.
     """
 
     name: str
@@ -33,6 +36,8 @@ class DatasetInfo:
     shuffle: bool = False
     seed: int | None = None
     drop_remainder: bool = False
+    sample_rate: int | None = None
+    text_tokenizer: TextTokenizer | None = None
 
     @property
     def image_shape(self):
@@ -81,32 +86,55 @@ def to_dataset(features, info):
         `tf.data.Dataset` of dicts, with the attributes `info`, `set_epoch(n)` and `in_order()`: the same examples, each exactly
         once an epoch, unshuffled.
     """
+    size = len(next(iter(features.values())))
+    return serve({"examples": features}, size, info, lambda examples, key: {"examples": examples})
+
+
+def serve(banks, size, info, rows):
+    """Serve rows of banks as batches; `to_dataset` and `to_paired_dataset` say which.
+
+    Args:
+        banks: bank → dict of arrays with its items along the first axis.
+        size: number of examples.
+        info: as in `to_dataset`.
+        rows: function of the numbers of all examples, in the order of an epoch, and of a key, int64 `(2,)`: bank → row of each
+            example. The key is the seed and the number of the epoch; zeros where every epoch is the same.
+
+    Returns:
+        As `to_dataset`.
+    """
     import tensorflow as tf
 
-    size = len(next(iter(features.values())))
-    shapes = {name: tuple(array.shape[1:]) for name, array in features.items()}
+    shapes = {name: tuple(array.shape[1:]) for bank in banks.values() for name, array in bank.items()}
     seed = random.randrange(2**31) if info.shuffle and info.seed is None else info.seed
     info = dataclasses.replace(info, size=size, shapes=shapes, seed=seed)
     with tf.device("CPU:0"):
-        tensors = {name: tf.constant(array) for name, array in features.items()}
+        banks = {name: {key: tf.convert_to_tensor(a) for key, a in bank.items()} for name, bank in banks.items()}
         epoch = tf.Variable(-1, trainable=False, dtype="int64")
 
-    def order(_):
+    def shuffled(_):
         key = tf.stack([tf.constant(seed, "int64"), epoch.assign_add(1)])
-        return tf.random.experimental.stateless_shuffle(tf.range(size, dtype="int64"), seed=key, alg="philox")
+        numbers = tf.range(size, dtype="int64")
+        return rows(tf.random.experimental.stateless_shuffle(numbers, seed=key, alg="philox"), key)
 
-    def examples(indices):
-        return {name: scale(tf.gather(tensor, indices)) for name, tensor in tensors.items()}
+    def examples(chosen):
+        return {
+            name: scale(tf.gather(array, chosen[bank])) for bank, arrays in banks.items() for name, array in arrays.items()
+        }
 
-    def serve(shuffle, drop_remainder):
-        dataset = tf.data.Dataset.range(size)
+    def batches(shuffle, drop_remainder):
         if shuffle:
-            dataset = tf.data.Dataset.range(1).map(order).unbatch().apply(tf.data.experimental.assert_cardinality(size))
+            dataset = tf.data.Dataset.range(1).map(shuffled).unbatch()
+            dataset = dataset.apply(tf.data.experimental.assert_cardinality(size))
+        else:
+            with tf.device("CPU:0"):
+                fixed = rows(tf.range(size, dtype="int64"), tf.zeros(2, "int64"))
+            dataset = tf.data.Dataset.from_tensor_slices(fixed)
         dataset = dataset.batch(info.batch_size, drop_remainder=drop_remainder and size >= info.batch_size)
         return dataset.map(examples, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
-    dataset = serve(info.shuffle, info.drop_remainder)
+    dataset = batches(info.shuffle, info.drop_remainder)
     dataset.info = info
     dataset.set_epoch = lambda number: epoch.assign(number - 1)
-    dataset.in_order = lambda: serve(False, False)
+    dataset.in_order = lambda: batches(False, False)
     return dataset

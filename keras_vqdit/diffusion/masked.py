@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import layers, ops
 
-from keras_vqdit.checks import check_times, fits, number, one_of
+from keras_vqdit.checks import fits, number, one_of
 from keras_vqdit.diffusion.noise import uniform
-from keras_vqdit.diffusion.process import expand_like
+from keras_vqdit.diffusion.process import call_times, expand_like
 
 HALF_PI = math.pi / 2
 # name: the probability p(t) that a code is masked at time t, p(0) = 0 and p(1) = 1, and p'(t) / p(t)
@@ -112,12 +112,7 @@ class MaskedDiffusion(layers.Layer):
 
     def call(self, codes, t=None, noise=None, *, mask_code):
         codes = ops.cast(codes, "int32")
-        batch = ops.shape(codes)[0]
-        if t is None:
-            t = self.sample_times(batch)
-        else:
-            check_times(t)
-        t = ops.broadcast_to(ops.cast(t, "float32"), (batch,))
+        t = call_times(self, t, ops.shape(codes)[0])
         if noise is None:
             noise = uniform(ops.shape(codes), self.seed_generator)
         elif not fits(noise.shape, codes.shape):

@@ -19,6 +19,15 @@ def expand_like(values, x):
     return values
 
 
+def call_times(process, t, batch_size):
+    """The times (B,) of a process's call, float32: those that were given, or random ones."""
+    if t is None:
+        t = process.sample_times(batch_size)
+    else:
+        check_times(t)
+    return ops.broadcast_to(ops.cast(t, "float32"), (batch_size,))
+
+
 def mean_per_example(x):
     """Mean over all axes but the first: (B, ...) to (B,)."""
     return ops.mean(x, axis=tuple(range(1, len(x.shape)))) if len(x.shape) > 1 else x
@@ -160,15 +169,10 @@ class DiffusionProcess(keras.layers.Layer):
 
     def call(self, x0, t=None, noise=None):
         x0 = ops.cast(x0, "float32")
-        batch = ops.shape(x0)[0]
-        if t is None:
-            t = self.sample_times(batch)
-        else:
-            check_times(t)
+        t = call_times(self, t, ops.shape(x0)[0])
         if noise is None:
             noise = standard_normal(ops.shape(x0), self.seed_generator)
         self._check_noise(noise, x0)
-        t = ops.broadcast_to(ops.cast(t, "float32"), (batch,))
         noise = ops.cast(noise, "float32")
         return self.add_noise(x0, t, noise), noise, t
 

@@ -32,8 +32,7 @@ def defer(layer, observations):
     """Note what a layer would learn from, if learning is deferred.
 
     Args:
-        layer: it has a method `learn(**observations)` and, where it starts from its first data, `start(**observations)`
-            and the weight `initialized`.
+        layer: it has a method `learn(**observations)` and, where it starts from its first data, `start(**observations)`.
         observations: dict of tensors whose first axis is that of the examples or vectors, and is joined over the replicas.
             Those whose names end in `weights` say what counts, and become 0 where a batch must teach nothing.
 

@@ -1,5 +1,7 @@
 """Residual quantization: a vector becomes the sum of several codes, each of what the ones before it left over."""
 
+import contextlib
+
 import keras
 from keras import ops
 
@@ -137,7 +139,7 @@ class ResidualQuantizer(Quantizer):
 
     def call(self, z, mask=None, training=None):
         vectors, weights = self.flatten(z, mask)  # (N, D), (N,) or None
-        with deferred_learning() if learning_is_deferred() else _Nothing() as notes:
+        with deferred_learning() if learning_is_deferred() else contextlib.nullcontext() as notes:
             residual, loss = ops.cast(z, "float32"), 0.0
             if mask is not None:
                 residual = ops.reshape(vectors, ops.shape(residual))
@@ -154,11 +156,6 @@ class ResidualQuantizer(Quantizer):
         return output, loss
 
     # === Learning ===
-
-    @property
-    def initialized(self):
-        """Whether the codes have been placed, as a weight."""
-        return self.levels[-1].initialized
 
     def start(self, **observations):
         """Place the codes of each level by k-means, from what those of the levels before it leave of the vectors of all."""
@@ -190,13 +187,3 @@ class ResidualQuantizer(Quantizer):
             **self.options,
             "seed": self.seed,
         }
-
-
-class _Nothing:
-    """The block of a call that learns at once."""
-
-    def __enter__(self):
-        return None
-
-    def __exit__(self, *error):
-        pass

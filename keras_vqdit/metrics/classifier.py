@@ -1,6 +1,7 @@
 """The judge: a small classifier of real images. It says what generated images show, and its features compare them."""
 
 import itertools
+from functools import partial
 
 import keras
 import numpy as np
@@ -209,15 +210,45 @@ def train_classifier(
         distance = frechet_distance(features(judge).predict(real), features(judge).predict(images))
         ```
     """
+    return fit_judge(
+        partial(build_classifier, width=width, augment=augment, seed=seed),
+        train,
+        test,
+        key="image",
+        num_classes=num_classes,
+        epochs=epochs,
+        examples=80_000,
+        learning_rate=learning_rate,
+        jit_compile=jit_compile,
+        verbose=verbose,
+    )
+
+
+def fit_judge(build, train, test, *, key, num_classes, epochs, examples, learning_rate, jit_compile, verbose):
+    """Train a judge of any modality; see `train_classifier`.
+
+    Args:
+        build: function of the input's shape and the number of classes that makes the model.
+        train, test: data sets of dicts with `key` and "label".
+        key: the modality.
+        num_classes: number of classes, or None for what `train.info` says.
+        epochs: rounds over `train`, or None for as many as it takes to see `examples`, and at least 9.
+        examples: how many examples shall be seen.
+        learning_rate: highest learning rate.
+        jit_compile, verbose: as in `compile` and `fit`.
+
+    Returns:
+        `(classifier, accuracy)`.
+    """
     specs = {}
     for name, dataset in (("train", train), ("test", test)):
         specs[name] = getattr(dataset, "element_spec", None)
-        if not isinstance(specs[name], dict) or not {"image", "label"} <= set(specs[name]):
+        if not isinstance(specs[name], dict) or not {key, "label"} <= set(specs[name]):
             received = sorted(specs[name]) if isinstance(specs[name], dict) else type(dataset).__name__
-            raise ValueError(f'`{name}` must yield dicts with "image" and "label". Received: {received}')
-    spec, shapes = specs["train"], [tuple(specs[name]["image"].shape[1:]) for name in specs]
+            raise ValueError(f'`{name}` must yield dicts with "{key}" and "label". Received: {received}')
+    shapes = [tuple(specs[name][key].shape[1:]) for name in specs]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"`train` and `test` must have images of one shape. Received: {shapes[0]} and {shapes[1]}")
+        raise ValueError(f"`train` and `test` must have {key} of one shape. Received: {shapes[0]} and {shapes[1]}")
     known = [getattr(getattr(dataset, "info", None), "num_classes", None) for dataset in (train, test)]
     num_classes = known[0] if num_classes is None else num_classes
     if num_classes is None:
@@ -231,12 +262,11 @@ def train_classifier(
     steps = int(train.cardinality())
     if steps < 1:
         raise ValueError(f"`train` must be finite, of known length, and not empty. Received: cardinality {steps}")
-    batches, test_batches = (d.map(lambda batch: (batch["image"], batch["label"])) for d in (train, test))
+    batches, test_batches = (d.map(lambda batch: (batch[key], batch["label"])) for d in (train, test))
     if epochs is None:
-        images = steps * len(next(iter(batches))[1])
-        epochs = max(9, round(80_000 / images))
+        epochs = max(9, round(examples / (steps * len(next(iter(batches))[1]))))
 
-    classifier = build_classifier(tuple(spec["image"].shape[1:]), num_classes, width=width, augment=augment, seed=seed)
+    classifier = build(shapes[0], num_classes)
     total, warmup = steps * epochs, max(steps * epochs // 10, 1)
     schedule = keras.optimizers.schedules.CosineDecay(
         0.1 * learning_rate, max(total - warmup, 1), warmup_target=learning_rate, warmup_steps=warmup

@@ -14,10 +14,19 @@ import keras
 
 from keras_vqdit.saving.files import open_archive
 from keras_vqdit.saving.folders import atomic_folder, check_folder, expand
-from keras_vqdit.saving.preset import METADATA, card_text, find_preset, json_text, read_card, read_metadata
+from keras_vqdit.saving.preset import (
+    CARD,
+    METADATA,
+    card_text,
+    find_preset,
+    is_ours,
+    json_text,
+    read_card,
+    read_metadata,
+)
 from keras_vqdit.saving.strict import MAX_JSON, first_line, parse_json, read_json, short
 
-FORMAT, CARD = "keras_vqdit export", "model_card.json"
+FORMAT = "keras_vqdit export"
 FORMATS = ("tf_saved_model", "litert", "onnx")
 WITHOUT_LOOPS = ("encode", "decode", "decode_latents", "denoise")  # what LiteRT and ONNX get
 ONNX_OPSET = 18
@@ -25,9 +34,9 @@ MAX_LINES = 50  # of what a stranger wrote
 OURS = ("format", "kind", "model", "parameter_count", "exported_with", "signatures")  # what an export says of itself
 WRITTEN = {CARD, "saved_model.pb", "fingerprint.pb", "variables", "assets"}
 CALLS = {  # how what follows is called
-    "tf_saved_model": "model = tf.saved_model.load({path!r})",
-    "litert": "from ai_edge_litert.interpreter import Interpreter  # pip install ai-edge-litert",
-    "onnx": "import onnxruntime",
+    "tf_saved_model": "import tensorflow as tf; model = tf.saved_model.load({path!r})",
+    "litert": "import numpy as np; from ai_edge_litert.interpreter import Interpreter  # pip install ai-edge-litert",
+    "onnx": "import numpy as np, onnxruntime",
 }
 EXAMPLES = {"num_steps": "20", "guidance_scale": "1.5", "num_samples": "4"}
 
@@ -127,12 +136,7 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
 
 def is_export(path):
     """Whether a folder is an export, and nothing else lies in it."""
-    names = {one.name for one in path.iterdir()} if path.is_dir() else set()
-    if not names <= WRITTEN and not all(Path(name).suffix in (".tflite", ".onnx") for name in names - WRITTEN):
-        return False
-    with contextlib.suppress(ValueError, OSError):
-        return read_json(path / CARD).get("format") == FORMAT
-    return False
+    return is_ours(path, CARD, FORMAT, lambda name: name in WRITTEN or Path(name).suffix in (".tflite", ".onnx"))
 
 
 def _concrete(endpoint):
@@ -323,7 +327,7 @@ def _inspect_export(path):
         known = ("about", "inputs", "outputs")
         lines += [f"  {short(key)}: {short(value)}" for key, value in list(one.items())[:MAX_LINES] if key not in known]
         if kind in CALLS:
-            lines.append("  " + short(_call(kind, str(path), str(name), one)))
+            lines.append("  " + short(_call(kind, str(path), str(name), one), 3000))
     return lines
 
 

@@ -192,10 +192,15 @@ def _describe(model):
 
 def _is_preset(path):
     """Whether a folder is a preset, and nothing else lies in it."""
-    if not {one.name for one in path.iterdir()} <= {METADATA, CONFIG, WEIGHTS, CARD}:
+    return is_ours(path, METADATA, FORMAT, lambda name: name in (METADATA, CONFIG, WEIGHTS, CARD))
+
+
+def is_ours(path, file, format, may_lie):
+    """Whether a JSON file in a folder tells this format, and `may_lie(name)` is true of all that lies there."""
+    if not path.is_dir() or not all(may_lie(one.name) for one in path.iterdir()):
         return False
     with contextlib.suppress(ValueError, OSError):
-        return read_json(path / METADATA).get("format") == FORMAT
+        return read_json(path / file).get("format") == format
     return False
 
 

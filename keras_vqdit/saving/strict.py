@@ -78,11 +78,11 @@ def _known(compiled):
     return found
 
 
-def short(value):
-    """A text of a stranger, short, and without what moves the cursor of a terminal."""
+def short(value, limit=300):
+    """A text of a stranger, of at most so many letters, and without what moves the cursor of a terminal."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    text = "".join(letter if letter.isprintable() else " " for letter in text[:400])
-    return text if len(text) <= 300 else text[:300] + "…"
+    text = "".join(letter if letter.isprintable() else " " for letter in text[: limit + 1])
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 # === JSON ===

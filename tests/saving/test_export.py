@@ -259,6 +259,20 @@ def test_a_vae(tmp_path):
     np.testing.assert_allclose(results["r/image"], model(IMAGES)[0], atol=1e-5)
 
 
+def check_files(model, run):
+    """What `run(name, **arrays)` gives is what the live model gives."""
+    for count in (1, 33):
+        codes = np.array(model.tokenizer.encode(IMAGES[:count]))
+        np.testing.assert_array_equal(run("encode", image=IMAGES[:count])["codes"], codes)
+        image = run("decode", codes=codes)["image"]
+        np.testing.assert_allclose(image, model.tokenizer.decode(codes), atol=1e-5)
+    given = {"x": LATENTS[:3], "t": np.full(3, 0.5, "float32"), "label": np.arange(3, dtype="int32")}
+    expected = model.ema_transformer(given)
+    np.testing.assert_allclose(run("denoise", **given)["prediction"], expected, atol=1e-5)
+    drawn = run("decode_latents", latents=LATENTS)["image"]
+    np.testing.assert_allclose(drawn, np.clip(model.tokenizer.decode_latents(LATENTS), -1, 1), atol=1e-5)
+
+
 def test_litert(tmp_path, monkeypatch):
     monkeypatch.setattr(nearest_code, "TILE_SIZE", 64)
     model = trained_diffusion()
@@ -270,14 +284,7 @@ def test_litert(tmp_path, monkeypatch):
     def run(name, **given):
         return tf.lite.Interpreter(str(tmp_path / "lite" / f"{name}.tflite")).get_signature_runner()(**given)
 
-    for count in (1, 33):
-        codes = np.array(model.tokenizer.encode(IMAGES[:count]))
-        np.testing.assert_array_equal(run("encode", image=IMAGES[:count])["codes"], codes)
-        image = run("decode", codes=codes)["image"]
-        np.testing.assert_allclose(image, model.tokenizer.decode(codes), atol=1e-5)
-    given = {"x": LATENTS[:3], "t": np.full(3, 0.5, "float32"), "label": np.arange(3, dtype="int32")}
-    expected = model.ema_transformer(given)
-    np.testing.assert_allclose(run("denoise", **given)["prediction"], expected, atol=1e-5)
+    check_files(model, run)
 
 
 def test_onnx(tmp_path, monkeypatch):
@@ -295,14 +302,7 @@ def test_onnx(tmp_path, monkeypatch):
         names = [one.name for one in session.get_outputs()]
         return dict(zip(names, session.run(None, given), strict=True))
 
-    for count in (1, 33):
-        codes = np.array(model.tokenizer.encode(IMAGES[:count]))
-        np.testing.assert_array_equal(run("encode", image=IMAGES[:count])["codes"], codes)
-        image = run("decode", codes=codes)["image"]
-        np.testing.assert_allclose(image, model.tokenizer.decode(codes), atol=1e-5)
-    given = {"x": LATENTS[:3], "t": np.full(3, 0.5, "float32"), "label": np.arange(3, dtype="int32")}
-    expected = model.ema_transformer(given)
-    np.testing.assert_allclose(run("denoise", **given)["prediction"], expected, atol=1e-5)
+    check_files(model, run)
     lines = [line for line in kv.saving.inspect(tmp_path / "onnx") if line.startswith("  onnxruntime.")]
     names = {"onnxruntime": onnxruntime, "np": np}
     assert len(lines) == 4 and all(eval(line, names).size for line in lines)
