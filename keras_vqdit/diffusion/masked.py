@@ -42,6 +42,8 @@ class MaskedDiffusion(layers.Layer):
         noise: uniform noise in (0, 1) of the shape of `codes`; a code is masked where it is below p(t). Defaults to
             random noise.
         mask_code: the integer that stands for a mask, usually the number of codes.
+        num_levels: number L of levels, where the last axis of `codes` is that of residual codes, level 0 the coarsest.
+            Defaults to `None`, codes that are alike.
 
     Returns:
         Tuple `(masked_codes, masked, t)`: int32 `(B, …)`, bool `(B, …)` and float32 `(B,)`.
@@ -65,6 +67,7 @@ class MaskedDiffusion(layers.Layer):
     References:
         - [Simplified and Generalized Masked Diffusion for Discrete Data](https://arxiv.org/abs/2406.04329)
         - [Simple and Effective Masked Diffusion Language Models](https://arxiv.org/abs/2406.07524)
+        - [SoundStorm: Efficient Parallel Audio Generation](https://arxiv.org/abs/2305.09636), of levels
         - [Structured Denoising Diffusion Models in Discrete State-Spaces](https://arxiv.org/abs/2107.03006)
     """
 
@@ -88,8 +91,25 @@ class MaskedDiffusion(layers.Layer):
         return ops.where(t > 0, SCHEDULES[self.schedule][1](ops.maximum(t, 1e-12)), 0.0)
 
     def unmask_probability(self, t, s):
-        """The probability that a code which is masked at t is not at s < t: 1 - p(s) / p(t)."""
-        return 1 - self.mask_probability(s) / self.mask_probability(t)
+        """The probability that a code which is masked at t is not at s < t: 1 - p(s) / p(t); 0 where none is masked at t."""
+        p_t = self.mask_probability(t)
+        return ops.where(p_t > 0, 1 - self.mask_probability(s) / ops.maximum(p_t, 1e-30), 0.0)
+
+    def level_times(self, t, num_levels):
+        """The time of each level of residual codes, and its share of the bound.
+
+        Args:
+            t: times of any shape.
+            num_levels: number L of levels.
+
+        Returns:
+            Tuple of the levels' times `(…, L)` in [0, 1], from 0 to 1 one after another, the finest (last) level first, and the
+            derivative `(…, L)` of each by t, which is L where the level is on its way, else 0.
+        """
+        before = np.arange(num_levels - 1, -1, -1, dtype="float32")  # how many levels are finer
+        own = num_levels * ops.cast(t, "float32")[..., None] - before
+        own = ops.where((own > 0) & (own < self.min_time), self.min_time, own)
+        return ops.clip(own, 0.0, 1.0), ops.where((own > 0) & (own <= 1), float(num_levels), 0.0)
 
     def sample_times(self, batch_size):
         """Random training times, float32 (B,): one in each B-th part of [min_time, 1], in random order.
@@ -110,7 +130,7 @@ class MaskedDiffusion(layers.Layer):
 
     # === Training ===
 
-    def call(self, codes, t=None, noise=None, *, mask_code):
+    def call(self, codes, t=None, noise=None, *, mask_code, num_levels=None):
         codes = ops.cast(codes, "int32")
         t = call_times(self, t, ops.shape(codes)[0])
         if noise is None:
@@ -119,10 +139,12 @@ class MaskedDiffusion(layers.Layer):
             raise ValueError(
                 f"`noise` must have the shape of the codes, {tuple(codes.shape)}. Received: shape={tuple(noise.shape)}"
             )
-        masked = ops.cast(noise, "float32") < expand_like(self.mask_probability(t), codes)
+        _check_levels(codes, num_levels)
+        own = t if num_levels is None else self.level_times(t, num_levels)[0]
+        masked = ops.cast(noise, "float32") < _expand(self.mask_probability(own), codes, num_levels)
         return ops.where(masked, ops.cast(mask_code, "int32"), codes), masked, t
 
-    def loss(self, logits, codes, masked, t):
+    def loss(self, logits, codes, masked, t, *, num_levels=None):
         """Bound of the negative log-likelihood, in nats a code: weight(t) Σ_masked cross entropy / number of codes.
 
         Args:
@@ -130,10 +152,12 @@ class MaskedDiffusion(layers.Layer):
             codes: the codes as they were, integers `(B, …)` below K.
             masked: bool `(B, …)`.
             t: times `(B,)`.
+            num_levels: as in the call.
 
         Returns:
             float32 `(B,)`.
         """
+        _check_levels(codes, num_levels)
         if not fits(logits.shape[:-1], codes.shape):
             raise ValueError(
                 f"`logits` must be of shape {(*codes.shape, 'K')} for codes of shape {tuple(codes.shape)}. "
@@ -142,9 +166,13 @@ class MaskedDiffusion(layers.Layer):
         entropy = cross_entropy(logits, codes)
         axes = tuple(range(1, len(codes.shape)))
         count = math.prod(codes.shape[1:])
-        return self.weight(t) * ops.sum(ops.where(masked, entropy, 0.0), axis=axes) / count
+        weight = self.weight(t)
+        if num_levels is not None:
+            own, share = self.level_times(t, num_levels)
+            weight = share * self.weight(own)
+        return ops.sum(ops.where(masked, _expand(weight, codes, num_levels) * entropy, 0.0), axis=axes) / count
 
-    def compute_output_spec(self, codes, t=None, noise=None, *, mask_code):
+    def compute_output_spec(self, codes, t=None, noise=None, *, mask_code, num_levels=None):
         return (
             keras.KerasTensor(codes.shape, "int32"),
             keras.KerasTensor(codes.shape, "bool"),
@@ -153,6 +181,20 @@ class MaskedDiffusion(layers.Layer):
 
     def get_config(self):
         return {**super().get_config(), "schedule": self.schedule, "min_time": self.min_time, "seed": self.seed}
+
+
+def _expand(values, codes, num_levels):
+    """Values `(B,)`, or `(B, L)` of levels, with axes for the rest of the codes `(B, …)`, or `(B, …, L)`."""
+    if num_levels is None:
+        return expand_like(values, codes)
+    return ops.reshape(values, (-1, *(1,) * (len(codes.shape) - 2), num_levels))
+
+
+def _check_levels(codes, num_levels):
+    if num_levels is not None and (len(codes.shape) < 2 or codes.shape[-1] != num_levels):
+        raise ValueError(
+            f"`codes` must be of shape (B, …, num_levels={num_levels}). Received: shape={tuple(codes.shape)}"
+        )
 
 
 def cross_entropy(logits, codes):

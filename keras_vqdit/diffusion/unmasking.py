@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 from keras import ops
 
 from keras_vqdit.checks import one_of
 from keras_vqdit.diffusion.noise import gumbel, uniform
 
 # A step is a function
-#   x = step(logits, x, mask_code, process, t, s, i, num_steps, unknown, seed, **options)
+#   x = step(logits, x, mask_code, process, t, s, i, num_steps, unknown, seed, num_levels=None, **options)
 # where
 #   logits     (B, N, K), of the network for x
 #   x          codes int32 (B, N), some of them `mask_code`; the others stay
@@ -16,6 +17,7 @@ from keras_vqdit.diffusion.noise import gumbel, uniform
 #   i          number of the step, from 0 to num_steps - 1
 #   unknown    (B,) how many codes were masked at the start
 #   seed       pair: see `standard_normal`
+#   num_levels number L of levels of residual codes, which are in the order (position, level); None without
 
 
 def draw(logits, seed, temperature=1.0, top_p=1.0):
@@ -51,16 +53,21 @@ def nucleus(log_p, top_p):
 
 
 def ancestral_step(
-    logits, x, mask_code, process, t, s, i, num_steps, unknown, seed, *, temperature=1.0, top_p=1.0, order=None
+    logits, x, mask_code, process, t, s, i, num_steps, unknown, seed, *, num_levels=None, temperature=1.0, top_p=1.0
 ):
     """Every masked code is filled in by itself with probability 1 - p(s) / p(t): the exact reverse of the process.
 
     Drawing a code and drawing whether it is filled in are independent, so that many steps give the distribution that
-    the network has learned. `order` is not read.
+    the network has learned.
     """
     codes, _ = draw(logits, _stream(seed, 0), temperature, top_p)
     chance = uniform(ops.shape(x), _stream(seed, 1))
-    filled = (x == mask_code) & (chance < process.unmask_probability(t, s))
+    if num_levels is not None:
+        t, s = (process.level_times(time, num_levels)[0] for time in (t, s))  # (L,)
+    share = process.unmask_probability(t, s)
+    if num_levels is not None:
+        share = ops.tile(share, x.shape[1] // num_levels)  # (N,)
+    filled = (x == mask_code) & (chance < share)
     return ops.where(filled, codes, x)
 
 
@@ -76,26 +83,26 @@ def confidence_step(
     unknown,
     seed,
     *,
+    num_levels=None,
     temperature=1.0,
     top_p=1.0,
-    order=None,
     noise=4.5,
 ):
     """The codes that the network is surest of are filled in; how many, the cosine schedule of MaskGIT (2202.04200) says.
 
     After step k of n, floor(n₀ cos(π k / 2 n)) of the n₀ codes that were unknown at the start are still masked, at least
-    one and at most all but one of those that were masked before it; none after the last step.
+    one and at most all but one of those that were masked before it; none after the last step. Of residual codes a coarser
+    level comes first, whatever the confidence.
 
     Args:
         noise: scale of the Gumbel noise on the log-probabilities, which falls to 0 linearly over the steps. Defaults to 4.5.
-        order: integers (N,) or `None`. Codes of a lower number come first, whatever their confidence.
     """
     codes, log_p = draw(logits, _stream(seed, 0), temperature, top_p)
     masked = x == mask_code
     progress = ops.cast(i + 1, "float32") / ops.cast(num_steps, "float32")
     rank = _rank(log_p + noise * (1 - progress) * gumbel(ops.shape(x), _stream(seed, 1)))
-    if order is not None:
-        rank = rank - ops.shape(x)[1] * ops.cast(order, "int32")
+    if num_levels is not None:
+        rank = rank - x.shape[1] * np.tile(np.arange(num_levels, dtype="int32"), x.shape[1] // num_levels)
     rank = _rank(ops.where(masked, rank, ops.shape(x)[1]))  # 0: the least sure of those that are masked
     count = ops.sum(ops.cast(masked, "int32"), axis=1)  # (B,)
     left = ops.cast(ops.floor(ops.cast(unknown, "float32") * ops.cos(math.pi / 2 * progress)), "int32")
@@ -106,7 +113,7 @@ def confidence_step(
 SAMPLERS = {"ancestral": ancestral_step, "confidence": confidence_step}
 
 
-def fill_in(sampler, predict, process, codes, mask_codes, num_steps, *, seed, first_example=0, orders=None, **options):
+def fill_in(sampler, predict, process, codes, mask_codes, num_steps, *, seed, first_example=0, levels=None, **options):
     """Fill in what is masked, in several modalities at once. Codes that are not masked never change.
 
     It may stand inside a compiled function that takes `num_steps` and `seed` as arguments.
@@ -121,7 +128,8 @@ def fill_in(sampler, predict, process, codes, mask_codes, num_steps, *, seed, fi
         num_steps: number of steps, a positive integer or a scalar tensor.
         seed: integer or scalar integer tensor.
         first_example: number of the first example among all that are drawn with this seed. Defaults to 0.
-        orders: dict of modalities and arrays `(N,)`, where the confidence sampler shall fill in some codes before others.
+        levels: dict of modalities and their numbers L of levels, for residual codes: N is then positions times levels, in this
+            order. Defaults to `None`, none.
         **options: of the step: `temperature`, `top_p`, and `noise` of the confidence sampler.
 
     Returns:
@@ -154,7 +162,7 @@ def fill_in(sampler, predict, process, codes, mask_codes, num_steps, *, seed, fi
             filled[name] = step(
                 logits[name], codes[name], mask, process, t, s, i, num_steps, unknown[name],
                 (seed, (i + 1) * len(mask_codes) + number, first_example),
-                order=None if orders is None else orders.get(name), **options,
+                num_levels=(levels or {}).get(name), **options,
             )  # fmt: skip
         return filled
 

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_vqdit.diffusion import MaskedDiffusion, confidence_step, fill_in
 from keras_vqdit.diffusion.masked import SCHEDULES
-from keras_vqdit.diffusion.unmasking import draw, nucleus
+from keras_vqdit.diffusion.unmasking import SAMPLERS, draw, nucleus
 
 LENGTH, CODES = 3, 3
 MASK = CODES
@@ -68,6 +68,63 @@ def test_the_bound_is_the_likelihood_in_any_order(schedule):
         loss = np.float64(process.loss(table[index(np.array(given))].astype("float32"), codes, found, t))
         bound = np.sum(weights * np.sum(chance * loss.reshape(40, 8), axis=1)) * LENGTH
         assert bound == pytest.approx(any_order(table, x), rel=1e-6)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bound_of_levels_is_the_likelihood_from_coarse_to_fine(schedule):
+    """Two positions of two levels: the coarse codes in any order, then the fine ones; for any network, to 1e-6."""
+    states = 4 * (CODES + 1,)
+    table = np.random.default_rng(1).normal(size=(*states, 4, CODES))
+    process = MaskedDiffusion(schedule, min_time=1e-9)
+    nodes, weights = np.polynomial.legendre.leggauss(20)
+    nodes, weights = np.concatenate([(nodes + 1) / 4, (nodes + 3) / 4]), np.tile(weights / 4, 2)  # of both halves
+    masks = np.array(list(itertools.product([False, True], repeat=4)))  # (16, 4)
+    own, share = (np.float64(one) for one in process.level_times(nodes, 2))
+    np.testing.assert_allclose(own[:, 0], np.clip(2 * nodes - 1, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(own[:, 1], np.clip(2 * nodes, 0, 1), atol=1e-6)
+    np.testing.assert_array_equal(share, np.where(nodes[:, None] > 0.5, [2, 0], [0, 2]))
+    p = np.tile(np.float64(process.mask_probability(own)), 2)  # (40, 4)
+    chance = np.prod(np.where(masks[None], p[:, None], 1 - p[:, None]), axis=-1)  # (40, 16)
+    t, masked = np.repeat(nodes, 16), np.tile(masks, (40, 1)).reshape(-1, 2, 2)
+
+    def in_order(x, order):
+        state, total = np.full(4, MASK), 0.0
+        for i in order:
+            logits = table[tuple(state)][i]
+            total -= logits[x[i]] - np.log(np.exp(logits).sum())
+            state[i] = x[i]
+        return total
+
+    for x in np.random.default_rng(2).integers(0, CODES, (3, 4)):
+        codes = np.broadcast_to(x.reshape(2, 2), masked.shape)
+        given = np.where(masked, MASK, codes).reshape(-1, 4)
+        logits = table[tuple(given.T)].reshape(-1, 2, 2, CODES).astype("float32")
+        loss = np.float64(process.loss(logits, codes, masked, t, num_levels=2))
+        bound = np.sum(weights * np.sum(chance * loss.reshape(40, 16), axis=1)) * 4
+        orders = [a + b for a in [(0, 2), (2, 0)] for b in [(1, 3), (3, 1)]]
+        assert bound == pytest.approx(np.mean([in_order(x, order) for order in orders]), rel=1e-6)
+
+
+def test_levels_are_masked_and_filled_in_one_after_another():
+    process = MaskedDiffusion(seed=0)
+    codes = np.zeros((4, 20_000, 2), "int32")
+    given, masked, _ = process(codes, np.array([0.1, 0.5, 0.75, 1.0]), mask_code=7, num_levels=2)
+    np.testing.assert_allclose(np.array(masked).mean(axis=1), [[0, 0.2], [0, 1], [0.5, 1], [1, 1]], atol=0.02)
+    with pytest.raises(ValueError, match=r"`codes` must be of shape \(B, …, num_levels=3\)"):
+        process(codes, mask_code=7, num_levels=3)
+
+    for sampler, number in (("ancestral", 8), ("confidence", 8)):
+        start = {"a": np.full((64, 12), 6)}
+        filled = fill_in(sampler, uniform_network, process, start, {"a": 6}, number, seed=1, levels={"a": 2})
+        assert np.all(np.array(filled["a"]) < 6)
+        x = ops.full((64, 12), 6, "int32")
+        for i in range(number):
+            times = (1 - i / number, 1 - (i + 1) / number)
+            unknown, logits = ops.full((64,), 12), ops.zeros((64, 12, 6))
+            x = SAMPLERS[sampler](logits, x, 6, process, *times, i, number, unknown, (1, i, 0), num_levels=2)
+            coarse, fine = np.moveaxis(np.array(x).reshape(64, 6, 2) == 6, -1, 0)
+            assert np.all(fine.sum(1)[coarse.any(1)] == 6)
+        assert not coarse.any() and not fine.any()
 
 
 def test_schedules():
@@ -171,23 +228,23 @@ def test_the_confidence_sampler_follows_its_schedule():
         assert [one[row] for one in left] == expected
 
 
-def test_the_surest_codes_come_first_unless_an_order_says_otherwise():
+def test_the_surest_codes_come_first_but_coarse_levels_before_fine_ones():
     logits = np.zeros((1, 4, 6), "float32")
     logits[0, :, 2] = [1.0, 4.0, 3.0, 2.0]
 
-    def after(orders=None):
+    def after(num_levels=None):
         """What is masked after each step."""
         x, states = ops.full((1, 4), 6, "int32"), []
         for i in range(4):
             states.append(tuple(np.flatnonzero(np.array(x)[0] == 6)))
             x = confidence_step(
                 logits, x, 6, MaskedDiffusion(), 0.0, 0.0, i, 4, ops.full((1,), 4), (0, i, 0),
-                temperature=0.0, noise=0.0, order=orders,
+                temperature=0.0, noise=0.0, num_levels=num_levels,
             )  # fmt: skip
         return states
 
     assert after() == [(0, 1, 2, 3), (0, 2, 3), (0, 3), (0,)]
-    assert after(np.array([0, 1, 1, 0])) == [(0, 1, 2, 3), (0, 1, 2), (1, 2), (2,)]
+    assert after(2) == [(0, 1, 2, 3), (0, 1, 3), (1, 3), (3,)]
 
 
 def test_draw_temperature_and_nucleus():
