@@ -13,18 +13,23 @@ LABEL_KEYS = ("label", "labels")
 RANGES = "uint8 or integers in 0..255, floats in [0, 1], in [-1, 1] or in 0..255, or booleans"
 
 
-def read_npz(path, *, size=None, channels=None):
-    """Read an `.npz` file with `x_train, y_train, x_test, y_test`, or with `image(s)` and `label(s)`."""
+def load_arrays(path):
+    """The arrays of an `.npz` file, by name; pickled objects are refused."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"No such file: {path}")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {key: archive[key] for key in archive.files}
+            return {key: archive[key] for key in archive.files}
     except (ValueError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is not an .npz file of plain arrays (pickled objects are refused): {error}"
         ) from error
+
+
+def read_npz(path, *, size=None, channels=None):
+    """Read an `.npz` file with `x_train, y_train, x_test, y_test`, or with `image(s)` and `label(s)`."""
+    path, arrays = Path(path), load_arrays(path)
     if "x_train" in arrays:
         if "y_train" not in arrays:
             _check_unlabelled(arrays, ("x_train", "x_test"), "y_train")

@@ -82,7 +82,8 @@ def _builder(name, folder, download):
     similar = difflib.get_close_matches(name, {*available, *known}, 3)
     hint = f" Did you mean {' or '.join(similar)}?" if similar else ""
     raise ValueError(
-        f'Unknown data set "{name}".{hint} Valid are "mnist_5k", "multimodal_digits", "emoji", the name of a TFDS data set (prepared in {folder}: {there}), '
+        f'Unknown data set "{name}".{hint} Valid are "mnist_5k", "multimodal_digits", "emoji", '
+        f"the name of a TFDS data set (prepared in {folder}: {there}), "
         "an existing folder of images or of WAV files, an existing .npz file, or arrays."
     )
 

@@ -33,7 +33,7 @@ def holds(path, extensions):
 
 
 def list_classes(path, extensions, kind):
-    """`(parts, files, class_names)`: the folders of the splits, the files of each, see `_list_files`, and the sub-folders' names."""
+    """`(parts, files, class_names)`: the folder of each split, its files, see `_list_files`, and the names of the sub-folders."""
     root = Path(path)
     tests = [root / name for name in TEST_NAMES if (root / name).is_dir()]
     parts = [root / "train", tests[0]] if tests and (root / "train").is_dir() else [root]
@@ -86,7 +86,9 @@ def _list_files(root, extensions, kind):
         if path.suffix.lower() in extensions and path.is_file() and not hidden:
             files.append((path, parts[0] if len(parts) > 1 else None))
     if not files:
-        raise ValueError(f"No {kind} in {root}: there must be files {', '.join(extensions)} in it or in its sub-folders.")
+        raise ValueError(
+            f"No {kind} in {root}: there must be files {', '.join(extensions)} in it or in its sub-folders."
+        )
     return files
 
 

@@ -1,4 +1,4 @@
-"""Encode a data set once with a frozen tokenizer, and serve what it says instead of the images."""
+"""Encode a data set once with frozen tokenizers, and serve what they say instead of images, sound and text."""
 
 import dataclasses
 
@@ -7,7 +7,12 @@ import numpy as np
 from keras import ops
 
 from keras_vqdit.checks import integer
+from keras_vqdit.data.images import scale
+from keras_vqdit.data.pairs import pair_again
 from keras_vqdit.data.pipeline import describe, to_dataset
+from keras_vqdit.tokenizers import TextTokenizer
+
+BANK_BATCH = 256
 
 
 def encode_latents(dataset, tokenizer, *, key=None, shuffle=None, seed=None, verbose=0):
@@ -40,22 +45,73 @@ def encode_latents(dataset, tokenizer, *, key=None, shuffle=None, seed=None, ver
     return _encode(dataset, tokenizer, "encode_latents", "latents", "float32", key, shuffle, seed, verbose)
 
 
-def encode_codes(dataset, tokenizer, *, key=None, shuffle=None, seed=None, verbose=0):
-    """Encode a data set into codes, int32 `(B, *grid)`; all else as `encode_latents`.
+def encode_codes(dataset, tokenizers, *, key=None, shuffle=None, seed=None, verbose=0):
+    """Encode a data set into codes, int32 `(B, *code_shape)`; all else as `encode_latents`.
+
+    Args:
+        dataset: as in `encode_latents`. Of a paired one, such as "multimodal_digits", every item of a bank is encoded once, and
+            the result is paired in the same way.
+        tokenizers: a tokenizer, with `encode(x)`; or a dict of them, by the feature that each encodes. A `TextTokenizer` encodes
+            strings; texts that are its codes already stay as they are.
+        key: feature to encode, of one tokenizer.
+        shuffle, seed, verbose: as in `encode_latents`.
 
     Returns:
-        `tf.data.Dataset` of dicts `{"codes", "label"}`.
+        `tf.data.Dataset` of dicts `{"codes", "label"}`; with a dict of tokenizers, every feature keeps its key.
+
+    Raises:
+        TypeError: if codes are not integers.
+        ValueError: if `dataset` has no such feature, is infinite or empty, or texts are codes of another tokenizer.
+
+    Example:
+        ```python
+        train, test = data.load("multimodal_digits", data_dir=folder)
+        codes = data.encode_codes(train, {"image": image_tokenizer, "audio": audio_tokenizer})
+        model.fit(codes, epochs=30)
+        ```
     """
-    return _encode(dataset, tokenizer, "encode", "codes", "int32", key, shuffle, seed, verbose)
+    return _encode(dataset, tokenizers, "encode", "codes", "int32", key, shuffle, seed, verbose)
 
 
-def _encode(dataset, tokenizer, method, feature, dtype, key, shuffle, seed, verbose):
+def _encode(dataset, tokenizers, method, feature, dtype, key, shuffle, seed, verbose):
     info = describe(dataset)
-    key = getattr(tokenizer, "modality", "image") if key is None else key
-    if key not in info.shapes:
-        raise ValueError(f"`dataset` has no feature `{key}`. Received: features {sorted(info.shapes)}")
-    encode = _compiled(getattr(tokenizer, method))
-    seed = None if seed is None else integer("seed", seed)
+    one = not isinstance(tokenizers, dict)
+    if not one and key is not None:
+        raise ValueError(f"`key` must be None with a dict of tokenizers. Received: key={key!r}")
+    if one:
+        tokenizers = {(getattr(tokenizers, "modality", "image") if key is None else key): tokenizers}
+    for name in tokenizers:
+        if name not in info.shapes:
+            raise ValueError(f"`dataset` has no feature `{name}`. Received: features {sorted(info.shapes)}")
+    encoders = {name: _encoder(tokenizer, method, dtype, info) for name, tokenizer in tokenizers.items()}
+    changes = {
+        "shuffle": (info.shuffle if hasattr(dataset, "info") else True) if shuffle is None else shuffle,
+        "seed": info.seed if seed is None else integer("seed", seed),
+    }
+    if hasattr(dataset, "banks") and not one:
+        return pair_again(dataset, _encode_banks(dataset.banks, encoders, verbose), **changes)
+    renamed = {name: feature if one else name for name in tokenizers}
+    features, batch_size = _encode_batches(dataset, encoders, renamed, verbose)
+    return to_dataset(features, dataclasses.replace(info, batch_size=info.batch_size or batch_size, **changes))
+
+
+def _encode_banks(banks, encoders, verbose):
+    """The banks with the items of some of them encoded, each once."""
+    starts = {name: range(0, len(banks[name]), BANK_BATCH) for name in encoders}
+    progress = keras.utils.Progbar(sum(map(len, starts.values())), unit_name="batch") if verbose else None
+    encoded = {}
+    for name, encode in encoders.items():
+        parts = []
+        for start in starts[name]:
+            parts.append(encode(scale(banks[name][start : start + BANK_BATCH])))
+            if progress:
+                progress.add(1)
+        encoded[name] = np.concatenate(parts)
+    return {**banks, **encoded}
+
+
+def _encode_batches(dataset, encoders, renamed, verbose):
+    """`(features, batch_size)`: all features as arrays, some of them encoded and under a new name."""
     batches = dataset.in_order() if hasattr(dataset, "in_order") else dataset
     if int(batches.cardinality()) == -1:  # tf.data.INFINITE_CARDINALITY
         raise ValueError("`dataset` must be finite: encode it before `repeat()`. Received: infinite cardinality")
@@ -63,26 +119,38 @@ def _encode(dataset, tokenizer, method, feature, dtype, key, shuffle, seed, verb
     total = int(batches.cardinality())
     progress = keras.utils.Progbar(total if total > 0 else None, unit_name="batch") if verbose else None
     for batch in batches:
-        values = {name: value.numpy() for name, value in batch.items() if name != key}
-        encoded = ops.convert_to_numpy(encode(batch[key]))
-        if feature == "codes" and encoded.dtype.kind not in "iu":
-            raise TypeError(
-                f"`tokenizer.encode` must give integer codes. Received: {encoded.dtype}, of {type(tokenizer)}"
-            )
-        parts.append({feature: encoded.astype(dtype), **values})
+        parts.append(
+            {
+                renamed.get(name, name): encoders[name](value) if name in encoders else value.numpy()
+                for name, value in batch.items()
+            }
+        )
         if progress:
             progress.add(1)
     if not parts:
         raise ValueError("`dataset` must have at least one example. Received none")
     features = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    known = hasattr(dataset, "info")
-    info = dataclasses.replace(
-        info,
-        batch_size=info.batch_size or len(parts[0][feature]),
-        shuffle=(info.shuffle if known else True) if shuffle is None else shuffle,
-        seed=info.seed if seed is None else seed,
-    )
-    return to_dataset(features, info)
+    return features, len(next(iter(parts[0].values())))
+
+
+def _encoder(tokenizer, method, dtype, info):
+    """A function from a batch, a tensor of TensorFlow, to an array."""
+    if isinstance(tokenizer, TextTokenizer):
+        known = info.text_tokenizer
+        if known is not None and known.get_config() != tokenizer.get_config():
+            raise ValueError("Texts must be strings, or codes of the tokenizer given. Received: codes of another one")
+        return lambda texts: tokenizer.encode(texts.numpy()) if texts.dtype == "string" else texts.numpy()
+    encode = _compiled(getattr(tokenizer, method))
+
+    def to_array(batch):
+        encoded = ops.convert_to_numpy(encode(batch))
+        if method == "encode" and encoded.dtype.kind not in "iu":
+            raise TypeError(
+                f"`tokenizer.encode` must give integer codes. Received: {encoded.dtype}, of {type(tokenizer)}"
+            )
+        return encoded.astype(dtype)
+
+    return to_array
 
 
 def _compiled(encode):

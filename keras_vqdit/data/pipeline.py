@@ -119,7 +119,9 @@ def serve(banks, size, info, rows):
 
     def examples(chosen):
         return {
-            name: scale(tf.gather(array, chosen[bank])) for bank, arrays in banks.items() for name, array in arrays.items()
+            name: scale(tf.gather(array, chosen[bank]))
+            for bank, arrays in banks.items()
+            for name, array in arrays.items()
         }
 
     def batches(shuffle, drop_remainder):

@@ -61,7 +61,7 @@ def test_one_rule_serves_training_and_test_images():
         (np.zeros((10, 784)), r"\(N, height, width\).*shape=\(10, 784\)"),
         (np.zeros((10, 3, 8, 8)), r"channels last.*shape=\(10, 3, 8, 8\)"),
         (np.zeros((0, 8, 8, 1)), "empty"),
-        (np.zeros((1, 8, 8, 1)), "At least 2 images"),
+        (np.zeros((1, 8, 8, 1)), "At least 2 examples"),
     ],
 )
 def test_other_values_and_shapes_are_refused(images, message):

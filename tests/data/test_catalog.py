@@ -50,9 +50,28 @@ def test_names_may_say_the_version(folder):
     assert names["mnist"] == names["mnist:3.0.1"] == folder / "mnist" / "3.0.1"
 
 
-def test_data_sets_without_images_say_what_they_have(folder):
-    with pytest.raises(ValueError, match='"spoken_digit" has no feature "image".*audio'):
-        data.load("spoken_digit", data_dir=folder)
+def test_data_sets_without_images_and_sound_say_what_they_have(tmp_path):
+    import tensorflow_datasets as tfds
+
+    pytest.importorskip("importlib_resources", reason="TFDS prepares nothing without it")
+    write_tfds(tmp_path, {"train": 2}, {"words": tfds.features.Text()}, lambda i: {"words": f"word {i}"})
+    with pytest.raises(ValueError, match='"tiny" has no feature "image" or "audio". It has: label, words'):
+        data.load("tiny", data_dir=tmp_path)
+
+
+def test_sounds_keep_their_own_splits(tmp_path):
+    import tensorflow_datasets as tfds
+
+    pytest.importorskip("importlib_resources", reason="TFDS prepares nothing without it")
+    features = {"audio": tfds.features.Audio(sample_rate=4000)}
+    write_tfds(
+        tmp_path, {"train": 6, "test": 4}, features, lambda i: {"audio": np.full(10 + i, 1000 * i + 100, "int64")}
+    )
+    train, test = data.load("tiny", data_dir=tmp_path, normalize=False)
+    assert (train.info.size, test.info.size, train.info.sample_rate) == (6, 4, 4000)
+    assert train.info.shapes["audio"] == (15, 1) and train.info.class_names == ("a", "b")
+    peaks = np.sort(collect(test)["audio"].max(axis=(1, 2)))
+    np.testing.assert_allclose(peaks, [value / 32768 for value in (100, 1100, 2100, 3100)])
 
 
 def test_a_data_set_that_is_not_prepared_is_not_downloaded(folder):
@@ -65,35 +84,42 @@ def test_an_empty_folder_says_so(tmp_path):
         data.load("mnist", data_dir=tmp_path)
 
 
-def write_tfds(root, splits, shape, colour):
-    """A small TFDS data set of plain images; the first pixel holds the number of the image."""
+def write_tfds(root, splits, features, example):
+    """A small TFDS data set: `example(i)` has its features, besides a label."""
     import tensorflow_datasets as tfds
 
     class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
 
         def _info(self):
-            features = {
-                "image": tfds.features.Image(shape=(*shape, colour)),
-                "label": tfds.features.ClassLabel(names=["a", "b"]),
-            }
-            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+            label = {"label": tfds.features.ClassLabel(names=["a", "b"])}
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict({**features, **label}))
 
         def _split_generators(self, manager):
             return {split: self._generate_examples(count) for split, count in splits.items()}
 
         def _generate_examples(self, count):
             for i in range(count):
-                size = shape if None not in shape else (8 + i % 3, 10)
-                yield i, {"image": np.full((*size, colour), i, "uint8"), "label": i % 2}
+                yield i, {**example(i), "label": i % 2}
 
     Tiny.name = "tiny"
     Tiny(data_dir=root).download_and_prepare()
 
 
+def write_images(root, splits, shape, colour):
+    """A small TFDS data set of plain images; the first pixel holds the number of the image."""
+    import tensorflow_datasets as tfds
+
+    def example(i):
+        size = shape if None not in shape else (8 + i % 3, 10)
+        return {"image": np.full((*size, colour), i, "uint8")}
+
+    write_tfds(root, splits, {"image": tfds.features.Image(shape=(*shape, colour))}, example)
+
+
 def test_one_split_is_divided_and_colour_stays(tmp_path):
     pytest.importorskip("importlib_resources", reason="TFDS prepares nothing without it")
-    write_tfds(tmp_path, {"train": 20}, (None, None), 3)
+    write_images(tmp_path, {"train": 20}, (None, None), 3)
     with pytest.raises(ValueError, match="differ in size.*pass `image_size`"):
         data.load("tiny", data_dir=tmp_path)
     train, test = data.load("tiny", data_dir=tmp_path, image_size=8, test_fraction=0.3)
@@ -106,7 +132,7 @@ def test_one_split_is_divided_and_colour_stays(tmp_path):
 
 def test_validation_serves_where_there_is_no_test_split(tmp_path):
     pytest.importorskip("importlib_resources", reason="TFDS prepares nothing without it")
-    write_tfds(tmp_path, {"train": 6, "validation": 4}, (8, 8), 1)
+    write_images(tmp_path, {"train": 6, "validation": 4}, (8, 8), 1)
     train, test = data.load("tiny:1.0.0", data_dir=tmp_path)
     assert (train.info.size, test.info.size, train.info.image_shape) == (6, 4, (8, 8, 1))
     assert test.info.class_names == ("a", "b")

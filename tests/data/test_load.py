@@ -143,8 +143,8 @@ def test_hold_out_takes_the_fraction_of_every_class_and_nothing_twice(labels, fr
     }
     images = np.arange(size).reshape(-1, 1, 1, 1)
     chosen = None if labels is None else classes[labels].astype("int32")
-    train, test = hold_out(Examples(images, chosen), fraction)
-    together = np.concatenate([train.images, test.images]).ravel()
+    train, test = hold_out(Examples({"image": images}, chosen), fraction)
+    together = np.concatenate([train.features["image"], test.features["image"]]).ravel()
     assert sorted(together) == list(range(size)) and len(test) == round(fraction * size)
     if labels is not None:
         counts = np.bincount(chosen)
@@ -155,7 +155,7 @@ def test_hold_out_takes_the_fraction_of_every_class_and_nothing_twice(labels, fr
 def test_a_class_gives_its_last_example_only_where_no_other_can():
     images = np.zeros((21, 1, 1, 1))
     labels = np.repeat([0, 1, 2], [1, 10, 10]).astype("int32")  # the single 0 has the largest remainder
-    train, test = hold_out(Examples(images, labels), 0.52)
+    train, test = hold_out(Examples({"image": images}, labels), 0.52)
     assert len(test) == 11 and 0 in train.labels and 0 not in test.labels
 
 
