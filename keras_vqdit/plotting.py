@@ -1,6 +1,7 @@
 """Figures of training, reconstruction, codebooks and generation: functions of arrays, drawn without a display.
 
-Images are uint8, or floats in [-1, 1], `(N, H, W)` or `(N, H, W, C)` with 1 or 3 channels; NumPy arrays or tensors. Every
+Images are uint8, or floats in [-1, 1], `(N, H, W)` or `(N, H, W, C)` with 1 or 3 channels; sounds floats in [-1, 1], `(N, T)` or
+`(N, T, 1)`; NumPy arrays or tensors. Every
 function returns a `matplotlib.figure.Figure`, and also writes it to `path` where one is given. No pyplot: the user's
 backend, figures and styles stay as they are.
 """
@@ -13,7 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
+from keras_vqdit import checks
 from keras_vqdit.checks import positive_integer
+from keras_vqdit.layers.spectrogram import check_window, magnitude, stft
 from keras_vqdit.saving import atomic_path
 
 # Okabe and Ito: told apart by the colour-blind; line styles and markers tell them apart in grey.
@@ -164,6 +167,95 @@ def reconstructions(originals, reconstructions, *, columns=8, title="Reconstruct
         pad=0.02 + 0.06 / len(first),
         aspect=10,
     )
+    return _finish(figure, path)
+
+
+# === Sound ===
+
+
+def spectrograms(
+    audio,
+    sample_rate,
+    *,
+    columns=4,
+    labels=None,
+    window_size=256,
+    hop=32,
+    range_db=70.0,
+    title="Spectrograms",
+    path=None,
+):
+    """Draw the spectrograms of sounds in a grid: level in decibels over time and frequency.
+
+    Args:
+        audio: sounds `(N, T)` or `(N, T, 1)`, row after row; or a dict of names and such, a row each, such as originals and their
+            reconstructions.
+        sample_rate: samples a second, in Hz.
+        columns: number of columns; of a dict's sounds, the first ones are drawn. Defaults to 4.
+        labels: a title a sound, or of a dict a title a column; or None.
+        window_size, hop: in samples, see `layers.stft`. Default to 256 and 32.
+        range_db: what is so far below the loudest place of all is drawn as silence, in decibels. Defaults to 70.
+        title: title of the figure.
+        path: file to write, or None.
+
+    Returns:
+        `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if the sounds are of another shape or not finite, or there are not as many labels.
+
+    Example:
+        ```python
+        plotting.spectrograms({"original": audio, "restored": tokenizer(audio)[0]}, 8000, path="sound.png")
+        ```
+    """
+    checks.number("sample_rate", sample_rate, above=0)
+    checks.number("range_db", range_db, above=0)
+    check_window(window_size, hop)
+    columns = positive_integer("columns", columns)
+    rows = {name: _sounds(sounds)[:columns] for name, sounds in audio.items()} if isinstance(audio, dict) else None
+    if rows is None:
+        sounds = _sounds(audio)
+        rows = {i: sounds[i : i + columns] for i in range(0, len(sounds), columns)}
+        label_count = len(sounds)
+    else:
+        label_count = max(map(len, rows.values()), default=0)
+    if not label_count:
+        raise ValueError("`audio` must have at least one sound. Received none")
+    if labels is not None and len(labels) != label_count:
+        raise ValueError(f"`labels` must have {label_count} entries. Received: {len(labels)}")
+    count = max(map(len, rows.values()))
+    levels = {}
+    for name, sounds in rows.items():
+        size = _numpy(magnitude(*stft(sounds, window_size, hop), 1e-10))
+        levels[name] = 20.0 * np.log10(size / (window_size / 4))  # a full tone has 0 dB
+    top = max(level.max() for level in levels.values())
+    figure = _figure(max(2.3 * count, 2.5) + 1.2, 1.7 * len(rows) + 0.7)
+    figure.suptitle(title)
+    axes = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
+    for i, (row, (name, sounds)) in enumerate(zip(axes, rows.items(), strict=True)):
+        for j, axis in enumerate(row):
+            if j >= len(sounds):
+                axis.remove()
+                continue
+            drawn = axis.imshow(
+                levels[name][j].T,
+                origin="lower",
+                aspect="auto",
+                extent=(0.0, sounds.shape[1] / sample_rate, 0.0, sample_rate / 2),
+                cmap=SEQUENTIAL,
+                vmin=top - range_db,
+                vmax=top,
+            )
+            place = j if isinstance(audio, dict) else i * columns + j
+            if labels is not None and (i == 0 or not isinstance(audio, dict)):
+                axis.set_title(str(labels[place]), fontsize="small", parse_math=False)
+            if i == len(rows) - 1 or j >= len(list(rows.values())[i + 1]):
+                axis.set_xlabel("time (s)")
+                axis.tick_params(labelbottom=True)
+        begin = f"{name}\n" if isinstance(audio, dict) else ""
+        row[0].set_ylabel(f"{begin}frequency (Hz)")
+    figure.colorbar(drawn, ax=[axis for axis in axes.ravel() if axis.figure is not None], label="level (dB)", pad=0.02)
     return _finish(figure, path)
 
 
@@ -404,6 +496,18 @@ def _show(axis, image):
 
 def _numpy(values):
     return ops.convert_to_numpy(values)
+
+
+def _sounds(audio):
+    """Sounds as float32 `(N, T)`."""
+    audio = np.asarray(_numpy(audio))
+    if audio.ndim == 3 and audio.shape[2] == 1:
+        audio = audio[..., 0]
+    if audio.ndim != 2 or audio.dtype.kind != "f" or not audio.shape[1]:
+        raise ValueError(f"`audio` must be floats (N, T) or (N, T, 1). Received: {audio.dtype}, shape {audio.shape}")
+    if not np.all(np.isfinite(audio)):
+        raise ValueError("`audio` must be finite. Received: NaN or infinite values")
+    return audio.astype("float32")
 
 
 def _pixels(images, name):

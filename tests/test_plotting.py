@@ -15,6 +15,7 @@ from keras_vqdit import plotting
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(-1.0, 1.0, (12, 8, 8, 1)).astype("float32")
+SOUNDS = (0.5 * np.sin(2 * np.pi * 1000.0 * np.arange(1024) / 8000.0) * np.ones((3, 1))).astype("float32")
 LOGS = {"loss": [3.0, 2.0, 1.0], "val_loss": [3.1, 2.2, 1.3], "psnr": [10.0, 12.0, 15.0]}
 
 FIGURES = {
@@ -23,6 +24,7 @@ FIGURES = {
     "codebook_usage": lambda path: plotting.codebook_usage([3, 0, 5, 9], path=path),
     "code_maps": lambda path: plotting.code_maps(np.arange(18).reshape(2, 3, 3), images=IMAGES[:2], path=path),
     "image_grid": lambda path: plotting.image_grid(IMAGES, row_labels=range(3), path=path),
+    "spectrograms": lambda path: plotting.spectrograms({"original": SOUNDS, "restored": 0.5 * SOUNDS}, 8000, path=path),
     "trajectory": lambda path: plotting.trajectory([IMAGES[:2]] * 3, [1.0, 0.5, 0.0], path=path),
 }
 
@@ -266,3 +268,42 @@ def test_wrong_paths_and_sizes(options, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"`{next(iter(options))}` must"):
         plotting.image_grid(IMAGES, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+# === Sound ===
+
+
+def test_spectrograms_show_levels_over_seconds_and_hertz():
+    figure = plotting.spectrograms({"original": SOUNDS, "half": 0.5 * SOUNDS[..., None]}, 8000, labels=["a", "b", "$c"])
+    images = figure.findobj(matplotlib.image.AxesImage)
+    images = [image for image in images if image.get_array().ndim == 2 and image.get_array().shape[0] == 129]
+    assert len(images) == 6
+    for image, expected in zip(images, [0.5] * 3 + [0.25] * 3, strict=True):
+        level, extent = image.get_array(), image.get_extent()
+        assert list(extent) == [0.0, 1024 / 8000, 0.0, 4000.0]
+        row = int(np.argmax(level[:, 16]))
+        assert row * 4000.0 / 128 == 1000.0
+        assert abs(level[row, 16] - 20 * np.log10(expected)) < 0.1
+        assert image.get_clim()[1] - image.get_clim()[0] == pytest.approx(70.0)
+    found = texts(figure)
+    for text in ("time (s)", "original\nfrequency (Hz)", "level (dB)", "$c"):
+        assert text in found
+
+
+def test_a_row_of_spectrograms_that_is_not_full():
+    figure = plotting.spectrograms(SOUNDS, 8000, columns=2, labels=[0, 1, 2])
+    assert [axis.get_title() for axis in figure.axes if axis.get_title()] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(
+    "audio, options, message",
+    [
+        (SOUNDS[0], {}, r"must be floats \(N, T\) or \(N, T, 1\)"),
+        (SOUNDS[:0], {}, "at least one sound"),
+        (np.full((1, 64), np.nan, "float32"), {}, "must be finite"),
+        (SOUNDS, {"labels": ["a"]}, "`labels` must have 3 entries. Received: 1"),
+    ],
+)
+def test_errors_of_spectrograms(audio, options, message):
+    with pytest.raises(ValueError, match=message):
+        plotting.spectrograms(audio, 8000, **options)

@@ -8,13 +8,16 @@ from keras_vqdit.layers.nearest_code import nearest_codes
 from keras_vqdit.layers.patches import patchify, unpatchify
 from keras_vqdit.layers.quantizer import Quantizer
 from keras_vqdit.layers.residual_quantizer import ResidualQuantizer
+from keras_vqdit.layers.spectrogram import InverseSpectrogram, LogSpectrogram, istft, stft
 from keras_vqdit.layers.transformer_block import TransformerBlock
 from keras_vqdit.layers.vector_quantizer import VectorQuantizer
 
 __all__ = [
     "Downsample",
+    "InverseSpectrogram",
     "LabelEmbedding",
     "LatentStatistics",
+    "LogSpectrogram",
     "MultiHeadAttention",
     "Quantizer",
     "ResidualBlock",
@@ -24,9 +27,11 @@ __all__ = [
     "Upsample",
     "VectorQuantizer",
     "depth_to_space",
+    "istft",
     "nearest_codes",
     "patchify",
     "sincos_position_embedding",
     "space_to_depth",
+    "stft",
     "unpatchify",
 ]
