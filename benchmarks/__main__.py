@@ -9,6 +9,14 @@ BENCHMARKS = {
     "devices": ("benchmarks.devices", "training step without XLA, with it, and on two replicas; speed of the data"),
     "dropout": ("benchmarks.dropout", "a dropout rate of 0 against no dropout at all"),
     "lookup": ("benchmarks.lookup", "nearest-code lookup, against vector-quantize-pytorch"),
+    "text": (
+        "benchmarks.text",
+        "masked diffusion of characters, against an autoregressive transformer (minutes; quality)",
+    ),
+    "audio": (
+        "benchmarks.audio",
+        "spoken digits at 2,000 bits a second, against a quantized spectrogram (quality, not speed)",
+    ),
     "fashion": (
         "benchmarks.fashion_protocol",
         "reconstruction of Fashion-MNIST through 256 codes (minutes; quality, not speed)",

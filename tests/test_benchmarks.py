@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.__main__ import BENCHMARKS, main
 from benchmarks.dropout import without_dropout
+from benchmarks.text import CausalTransformer
 from benchmarks.turns import Side, report, take_turns
 from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
 
@@ -60,3 +61,13 @@ def test_the_network_without_dropout_is_the_same_network():
     expected = network(x)
     without_dropout(network)
     np.testing.assert_allclose(network(x, training=True), expected, atol=1e-5)
+
+
+def test_the_autoregressive_network_sees_no_later_code():
+    network = CausalTransformer(5, 6, 8, 2, 16, 1)
+    codes = np.array([[1, 2, 3, 4, 0, 1]])
+    network(codes)
+    network.set_weights([np.random.default_rng(1).normal(0, 0.5, w.shape) for w in network.get_weights()])
+    expected, changed = np.asarray(network(codes)), np.asarray(network(np.where(np.arange(6) == 3, 2, codes)))
+    np.testing.assert_allclose(changed[:, :4], expected[:, :4], atol=1e-6)
+    assert np.abs(changed[:, 4:] - expected[:, 4:]).max(axis=-1).min() > 1e-3
