@@ -16,7 +16,7 @@ if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "keras-vqdit")
 from keras_vqdit import diffusion, layers, metrics, models, saving, tokenizers
 from keras_vqdit.diffusion import GaussianDiffusion, MaskedDiffusion, RectifiedFlow
 from keras_vqdit.layers import MultiHeadAttention, ResidualQuantizer, TransformerBlock, VectorQuantizer
-from keras_vqdit.models import VAE, VQVAE, DiffusionTransformer, LatentDiffusion
+from keras_vqdit.models import VAE, VQVAE, AudioTokenizer, DiffusionTransformer, LatentDiffusion, MultimodalDiffusion
 from keras_vqdit.saving import presets
 from keras_vqdit.tokenizers import TextTokenizer
 
@@ -25,11 +25,13 @@ __version__ = "0.1.0"
 __all__ = [
     "VAE",
     "VQVAE",
+    "AudioTokenizer",
     "DiffusionTransformer",
     "GaussianDiffusion",
     "LatentDiffusion",
     "MaskedDiffusion",
     "MultiHeadAttention",
+    "MultimodalDiffusion",
     "RectifiedFlow",
     "ResidualQuantizer",
     "TextTokenizer",

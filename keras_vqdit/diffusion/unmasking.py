@@ -153,15 +153,16 @@ def fill_in(sampler, predict, process, codes, mask_codes, num_steps, *, seed, fi
     codes = {name: ops.convert_to_tensor(one, "int32") for name, one in codes.items()}
     unknown = {name: ops.sum(ops.cast(codes[name] == mask, "int32"), axis=1) for name, mask in mask_codes.items()}
     steps = ops.cast(num_steps, "float32")
+    numbers = {name: number for number, name in enumerate(codes)}  # what is drawn does not depend on what else is
 
     def body(i, codes):
         logits = predict(codes)
         t, s = 1 - ops.cast(i, "float32") / steps, 1 - ops.cast(i + 1, "float32") / steps
         filled = dict(codes)
-        for number, (name, mask) in enumerate(mask_codes.items()):
+        for name, mask in mask_codes.items():
             filled[name] = step(
                 logits[name], codes[name], mask, process, t, s, i, num_steps, unknown[name],
-                (seed, (i + 1) * len(mask_codes) + number, first_example),
+                (seed, (i + 1) * len(numbers) + numbers[name], first_example),
                 num_levels=(levels or {}).get(name), **options,
             )  # fmt: skip
         return filled

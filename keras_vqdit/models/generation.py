@@ -168,7 +168,7 @@ class ExportedSampler:
         steps = ops.stack([0, num_steps])
 
         def run(sampler):
-            return sampler.draw(model._network, noise, conditions, times, guidance_scale, steps, seed)
+            return sampler.draw(model.network, noise, conditions, times, guidance_scale, steps, seed)
 
         if self.counted:
             latents = run(self.plain)

@@ -13,23 +13,17 @@ from keras_vqdit.diffusion.noise import standard_normal
 from keras_vqdit.diffusion.process import DiffusionProcess
 from keras_vqdit.models.autoencoder import check_float
 from keras_vqdit.models.generation import CompiledSampler, ExportedSampler, check_conditions, plural
-from keras_vqdit.saving import Endpoint, FromPreset
-from keras_vqdit.training import DistributedModel
-from keras_vqdit.training.replica_steps import is_seed
+from keras_vqdit.models.generative_model import GenerativeModel
+from keras_vqdit.saving import Endpoint
 
 CONDITIONS = ("label", "context", "context_mask")
 # dtypes of what the transformer is built with
 DTYPES = {"label": "int32", "context_mask": "bool"}
 MAX_STEPS = 100_000
 
-TARGETS = (
-    "A diffusion model has no targets `y`: labels belong to the inputs, as "
-    '`fit({{"image": images, "label": labels}})`. Received: y of type {}'
-)
-
 
 @keras.saving.register_keras_serializable("keras_vqdit")
-class LatentDiffusion(FromPreset, DistributedModel):
+class LatentDiffusion(GenerativeModel):
     """A diffusion model over the latents of a tokenizer: trained by `fit`, drawn from by `generate`.
 
     `call` makes one noised pass and returns the loss of each example, so `fit`, `evaluate`, callbacks and every Keras backend
@@ -118,10 +112,7 @@ class LatentDiffusion(FromPreset, DistributedModel):
             if not isinstance(value, kind) and (value is not None or name == "transformer"):
                 raise TypeError(f"`{name}` must be a {kind.__name__} (a Keras layer). Received: {name}={value!r}")
         number("label_dropout", label_dropout, 0, 1)
-        if ema_decay is not None:
-            number("ema_decay", ema_decay, 0, below=1)
         self.tokenizer = tokenizer
-        self.transformer = transformer
         self.process = RectifiedFlow() if process is None else process
         if getattr(transformer, "learn_variance", False) != getattr(self.process, "learn_variance", False):
             raise ValueError(
@@ -129,13 +120,10 @@ class LatentDiffusion(FromPreset, DistributedModel):
                 f"transformer.learn_variance={getattr(transformer, 'learn_variance', False)}, "
                 f"process.learn_variance={getattr(self.process, 'learn_variance', False)}"
             )
-        self.label_dropout, self.ema_decay, self.seed = label_dropout, ema_decay, seed
+        self.label_dropout, self.seed = label_dropout, seed
         self.modality = modality or getattr(tokenizer, "modality", "image")
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.ema_transformer = None
-        if ema_decay is not None:
-            config = {**transformer.get_config(), "name": f"{transformer.name}_average"}
-            self.ema_transformer = transformer.__class__.from_config(config)
+        self.keep_average(transformer, ema_decay)
         self.latent_shape = None
         self._samplers = {}
 
@@ -143,6 +131,10 @@ class LatentDiffusion(FromPreset, DistributedModel):
     def num_classes(self):
         """Number of classes of the transformer, `None` if it knows no labels."""
         return getattr(self.transformer, "num_classes", None)
+
+    @property
+    def tokenizers_in_use(self):
+        return [] if self.tokenizer is None else [self.tokenizer]
 
     # === Training ===
 
@@ -164,33 +156,9 @@ class LatentDiffusion(FromPreset, DistributedModel):
         self.transformer(self._symbolic_inputs(shapes))
         if self.ema_transformer is not None:
             self.ema_transformer(self._symbolic_inputs(shapes))
-            self.ema_steps = self.add_weight(
-                shape=(),
-                initializer="zeros",
-                dtype="float32",
-                trainable=False,
-                aggregation="mean",
-                name="ema_steps",
-            )
-            self.reset_average()
+        self.build_average()
         super().build(input_shape)
-        self._freeze_parts()
-
-    @property
-    def trainable(self):
-        """Whether the transformer trains; the tokenizer and the average stay frozen all the same."""
-        return super().trainable
-
-    @trainable.setter
-    def trainable(self, value):
-        keras.Model.trainable.fset(self, value)
-        if self.built:
-            self._freeze_parts()
-
-    def _freeze_parts(self):
-        for part in (self.tokenizer, self.ema_transformer):
-            if part is not None:
-                _freeze(part)
+        self.freeze_parts()
 
     def _check_latent_shape(self):
         """Latents that the tokenizer can not decode must not train for nothing."""
@@ -213,26 +181,6 @@ class LatentDiffusion(FromPreset, DistributedModel):
             network_shapes["context_mask"] = network_shapes["context"][:-1]
         return {key: keras.KerasTensor(shape, DTYPES.get(key, "float32")) for key, shape in network_shapes.items()}
 
-    def reset_average(self):
-        """Start the moving average anew from the transformer's present weights: after they were set by hand.
-
-        Raises:
-            ValueError: if the model is not built, or the average has other weights than the transformer.
-        """
-        if not self.built and self.latent_shape is None:
-            raise ValueError("The model must be built before its average can be reset: call it on a batch")
-        if self.ema_transformer is None:
-            return
-        shapes = [[tuple(w.shape) for w in net.weights] for net in (self.ema_transformer, self.transformer)]
-        if shapes[0] != shapes[1]:
-            raise ValueError(
-                "`transformer` must be rebuilt by its `get_config` with the same weights, for its moving average; or set "
-                f"`ema_decay=None`. Received: {len(shapes[1])} weights, rebuilt with {len(shapes[0])}"
-            )
-        for average, weight in zip(self.ema_transformer.weights, self.transformer.weights, strict=True):
-            average.assign(weight)
-        self.ema_steps.assign(0.0)
-
     def call(self, inputs, training=None):
         inputs = inputs if isinstance(inputs, dict) else {self.modality: inputs}
         x0 = ops.stop_gradient(self._clean_latents(inputs))  # (B, *latent_shape)
@@ -240,66 +188,15 @@ class LatentDiffusion(FromPreset, DistributedModel):
         conditions = self._conditions(inputs)
         if training:
             conditions = self._drop_conditions(conditions, ops.shape(x0)[0])
-            self._update_average()
-        network = self.transformer if training else self._network
+            self.update_average()
+        network = self.transformer if training else self.network
         prediction = network({"x": x_t, "t": self.process.network_time(t), **conditions}, training=training)
         clean, _ = self.process.denoised(x_t, prediction, t)
         return {"loss": self.process.loss(prediction, x0, noise, t), "denoised": clean}
 
-    def compile(self, optimizer="adamw", **kwargs):
-        """Configure training; the arguments are those of `keras.Model.compile`.
-
-        Args:
-            optimizer: name or `keras.optimizers.Optimizer`. Defaults to `"adamw"`.
-            **kwargs: further arguments, but for a loss and metrics: the process gives the loss, and there are no targets.
-
-        Raises:
-            ValueError: for a loss or metrics.
-        """
-        for name in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-            if kwargs.get(name) is not None:
-                raise ValueError(
-                    f"`{name}` must be None: the diffusion process gives the loss. Received: {kwargs[name]!r}"
-                )
-        super().compile(optimizer=optimizer, **kwargs)
-
-    # Keras drops sample weights silently where there is no `y`.
-
-    def fit(self, x=None, y=None, *args, sample_weight=None, validation_data=None, **kwargs):
-        if isinstance(validation_data, (tuple, list)):
-            validation_data = self._with_weights(*validation_data)
-        x = self._with_weights(x, None, sample_weight)
-        self._check_arrays(x)
-        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
-
-    def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
-        self._check_average()
-        x = self._with_weights(x, None, sample_weight)
-        self._check_arrays(x)
-        return super().evaluate(x, y, *args, **kwargs)
-
-    def _with_weights(self, x, y=None, sample_weight=None):
-        if y is not None:
-            raise ValueError(TARGETS.format(type(y).__name__))
-        if sample_weight is None:
-            return x
-        if not isinstance(x, dict) and not hasattr(x, "shape"):
-            raise ValueError(
-                'Sample weights of a data set must come with its batches, as `{"sample_weight": …}`. '
-                f"Received: x of type {type(x).__name__}"
-            )
-        return {**(x if isinstance(x, dict) else {self.modality: x}), "sample_weight": np.asarray(sample_weight)}
-
-    def _check_arrays(self, x):
-        """Check arrays as a whole before the first step: once compiled, values are not known."""
-        if not isinstance(x, dict):
-            return
-        sizes = {key: len(value) for key, value in x.items() if hasattr(value, "shape") and value.shape}
-        if len(set(sizes.values())) > 1:
-            raise ValueError(f"The data must have equally many examples under every key. Received: {sizes}")
-        weights, labels = x.get("sample_weight"), x.get("label")
-        if weights is not None and len(weights.shape) != 1:
-            raise ValueError(f"`sample_weight` must be of shape (N,). Received: shape={tuple(weights.shape)}")
+    def check_arrays(self, x):
+        super().check_arrays(x)
+        labels = x.get("label") if isinstance(x, dict) else None
         labels = known_values(labels) if self.num_classes and labels is not None else None
         if labels is None:
             return
@@ -311,31 +208,9 @@ class LatentDiffusion(FromPreset, DistributedModel):
                 f"Received: labels from {labels.min()} to {labels.max()}"
             )
 
-    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        if y is not None:
-            raise ValueError(TARGETS.format(type(y).__name__))
-        loss = y_pred["loss"]
-        if sample_weight is None and isinstance(x, dict):
-            sample_weight = x.get("sample_weight")
-        if sample_weight is not None:
-            loss = loss * ops.cast(sample_weight, loss.dtype)
-        loss = ops.mean(loss)
-        for extra in self.losses:
-            loss = loss + ops.cast(extra, loss.dtype)
-        return self.scale_for_replicas(loss)
-
     @property
     def _reads_context(self):
         return getattr(self.transformer, "context_dim", None) is not None
-
-    def _check_average(self):
-        """An average that has not learned yet is whatever the transformer is now."""
-        if self.built and self.ema_transformer is not None and float(self.ema_steps.value + 0.0) == 0:
-            self.reset_average()
-
-    @property
-    def _network(self):
-        return self.transformer if self.ema_transformer is None else self.ema_transformer
 
     def _clean_latents(self, inputs):
         if "latents" in inputs:
@@ -388,16 +263,6 @@ class LatentDiffusion(FromPreset, DistributedModel):
             null["context"] = conditions["context"]
             null["context_mask"] = ops.zeros(ops.shape(conditions["context"])[:2], dtype="bool")
         return null
-
-    def _update_average(self):
-        """One step of the moving average, over the weights that this step starts from."""
-        if self.ema_transformer is None:
-            return
-        n = self.ema_steps.value
-        decay = ops.minimum(self.ema_decay, n / (n + 9.0))
-        for average, weight in zip(self.ema_transformer.weights, self.transformer.weights, strict=True):
-            average.assign(average + (1 - decay) * (weight - average))
-        self.ema_steps.assign(n + 1.0)
 
     # === Drawing ===
 
@@ -468,7 +333,7 @@ class LatentDiffusion(FromPreset, DistributedModel):
         num_steps, batch_size = positive_integer("num_steps", num_steps), positive_integer("batch_size", batch_size)
         if num_steps > MAX_STEPS:
             raise ValueError(f"`num_steps` must be at most {MAX_STEPS}. Received: num_steps={num_steps}")
-        self._check_average()
+        self.check_average()
         times = self.process.times(num_steps)
         seed = random.randrange(2**30) if seed is None else integer("seed", seed)
         if self.tokenizer is None:
@@ -501,7 +366,7 @@ class LatentDiffusion(FromPreset, DistributedModel):
                 np.arange(begin, begin + size), count - 1
             )  # the last batch is padded: one program for all
             batch = {key: value[rows] for key, value in conditions.items()}
-            states = run(self._network, noise[rows], batch, times, guidance_scale, seed, begin, chunk, bar)
+            states = run(self.network, noise[rows], batch, times, guidance_scale, seed, begin, chunk, bar)
             keep = min(size, count - begin)
             results.append(self._decode(states[-1][0])[:keep])
             if return_trajectory:
@@ -535,10 +400,6 @@ class LatentDiffusion(FromPreset, DistributedModel):
     def _decode(self, latents):
         return ops.convert_to_numpy(self._finish(latents))
 
-    @property
-    def fixed_variables(self):
-        return [] if self.tokenizer is None else [v for v in self.tokenizer.weights if not is_seed(v)]
-
     # === Saving ===
 
     def endpoints(self, sampler="dpmpp_2m", *, guidance_interval=(0.0, 1.0), guidance_rescale=0.0, **sampler_options):
@@ -553,7 +414,7 @@ class LatentDiffusion(FromPreset, DistributedModel):
         """
         if self.latent_shape is None:
             raise ValueError("The model must be built before it is exported: train it, or call it on a batch")
-        self._check_average()
+        self.check_average()
         if self.tokenizer is None:
             sampler_options.setdefault("clip", (-1.0, 1.0))
         settings = {"sampler": sampler, "guidance_interval": guidance_interval, "guidance_rescale": guidance_rescale}
@@ -600,23 +461,9 @@ class LatentDiffusion(FromPreset, DistributedModel):
         return ops.clip(ops.cast(data, "float32"), -1.0, 1.0)
 
     def _denoise(self, *, x, t, **conditions):
-        prediction = self._network({"x": x, "t": self.process.network_time(t), **conditions}, training=False)
+        prediction = self.network({"x": x, "t": self.process.network_time(t), **conditions}, training=False)
         clean, _ = self.process.denoised(x, prediction, t)
         return {"prediction": prediction, "clean": clean}
-
-    def preset_variables(self):
-        return self._variables_with(self.transformer)
-
-    def values_for_preset(self):
-        self._check_average()
-        return self._variables_with(self._network)
-
-    def after_preset(self):
-        self.reset_average()
-
-    def _variables_with(self, network):
-        parts = [part for part in (self.tokenizer, network) if part is not None]
-        return [v for part in parts for v in part.weights if not is_seed(v)]
 
     def get_config(self):
         serialize = keras.saving.serialize_keras_object
@@ -641,12 +488,3 @@ class LatentDiffusion(FromPreset, DistributedModel):
             if config[key] is not None:
                 config[key] = keras.saving.deserialize_keras_object(config[key], custom_objects=custom_objects)
         return cls(**config)
-
-
-def _freeze(layer):
-    """Make a built layer untrainable, with all layers in it.
-
-    TensorFlow ignores an assignment of the value that is there already, so layers that were made since would be missed.
-    """
-    layer.trainable = True
-    layer.trainable = False

@@ -1,0 +1,353 @@
+"""What a model of several modalities draws and scores: `generate` and `score`, on checked arguments and compiled programs."""
+
+import inspect
+import math
+import random
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqdit.checks import integer, number, one_of, positive_integer
+from keras_vqdit.diffusion.noise import uniform
+from keras_vqdit.diffusion.unmasking import SAMPLERS, fill_in
+from keras_vqdit.models.generation import values_of
+from keras_vqdit.training import compile_function
+
+
+class Filling:
+    """The part of `MultimodalDiffusion` that draws and scores."""
+
+    def generate(
+        self,
+        given=None,
+        want=None,
+        *,
+        fill=None,
+        num_samples=None,
+        num_steps=16,
+        sampler="confidence",
+        guidance_scale=1.0,
+        temperature=1.0,
+        top_p=1.0,
+        together=False,
+        seed=None,
+        batch_size=64,
+        return_codes=False,
+        jit_compile="auto",
+        verbose="auto",
+        **sampler_options,
+    ):
+        """Draw modalities, given others or nothing, or complete what is there in part.
+
+        Args:
+            given: dict of modalities and what is known: data `(B, …)`, codes `(B, *code_shape)` of integers, of which -1 are
+                unknown, or for text a list of texts. Defaults to `None`, nothing.
+            want: list of the modalities to draw, in this order: each is drawn given those before it. Defaults to `None`, all that
+                are not given. Of one that is given, too, a part is drawn anew: a text is continued; others need `fill`.
+            fill: dict of modalities and bool masks, `True` where to draw anew, of the spatial shape of the data (`(H, W)` or
+                `(B, H, W)` for images, a code is drawn where any pixel of it is), or of the grid of the codes. What it leaves out
+                stays, code by code. Defaults to `None`.
+            num_samples: how many, where nothing is given. Defaults to 1.
+            num_steps: steps of the sampler for each modality, an integer or a dict of them. Defaults to 16.
+            sampler: `"confidence"` or `"ancestral"`, see `keras_vqdit.diffusion.fill_in`. Defaults to `"confidence"`.
+            guidance_scale: strength of classifier-free guidance by all that is known of other modalities, on the logits; 1 is
+                off. Defaults to 1.
+            temperature: of the codes that are drawn, a number or a dict of them; 0 takes the likeliest. Defaults to 1.
+            top_p: draw among the likeliest codes of this probability only. Defaults to 1, all.
+            together: draw all modalities at once instead of one after another. Defaults to `False`.
+            seed: integer. The same seed gives the same result. Defaults to `None`, a random one.
+            batch_size: at most so many at a time. Defaults to 64.
+            return_codes: return codes instead of data. Defaults to `False`.
+            jit_compile: compile by XLA. `"auto"` does so where the model was compiled with `jit_compile=True`.
+            verbose: 0 is silent, 1 shows a progress bar. `"auto"` is 1.
+            **sampler_options: of the sampler's step: `noise` of `"confidence"`.
+
+        Returns:
+            Dict of the wanted modalities: float32 arrays in [-1, 1], a list of texts for text; with `return_codes` int32 arrays.
+
+        Raises:
+            ValueError: if a modality is unknown, shapes do not fit, or nothing is left to be drawn.
+            TypeError: if the sampler has no such option.
+
+        Example:
+
+        ```python
+        drawn = model.generate({"text": ["a handwritten seven"]}, want=["image", "audio"], seed=0)
+        half = np.arange(28)[:, None] >= np.full(28, 14)  # the lower half
+        restored = model.generate({"image": images}, want=["image"], fill={"image": half}, seed=0)["image"]
+        ```
+        """
+        codes, count = self._given(given or {}, num_samples)
+        want = self._wanted(want, given or {})
+        one_of("sampler", sampler, SAMPLERS)
+        known = inspect.signature(SAMPLERS[sampler]).parameters.values()
+        known = {one.name for one in known if one.kind is one.KEYWORD_ONLY} - {"num_levels"}
+        if not set(sampler_options) <= known:
+            raise TypeError(
+                f"Options of the sampler {sampler!r} are {sorted(known)}. Received: {sorted(sampler_options)}"
+            )
+        number("top_p", top_p, above=0, high=1)
+        guidance_scale = number("guidance_scale", guidance_scale)
+        steps = {name: positive_integer("num_steps", _of(num_steps, name, 16)) for name in want}
+        heat = {name: number("temperature", _of(temperature, name, 1.0), 0) for name in want}
+        batch_size = positive_integer("batch_size", batch_size)
+        seed = random.randrange(2**30) if seed is None else integer("seed", seed)
+        self._make_room(codes, want, given or {}, fill or {})
+        guides = [name for name in codes if np.any(codes[name] != self.mask_codes[name]) and name not in want]
+        if guidance_scale != 1.0 and not guides and (together or len(want) == 1):
+            raise ValueError(
+                f"Guidance needs a modality that is given, to guide by. Received: guidance_scale={guidance_scale}"
+            )
+        self.check_average()
+        if jit_compile == "auto":
+            jit_compile = self.compiled and self.jit_compile is True
+        if together and len({*steps.values()}) + len({*heat.values()}) > 2:
+            raise ValueError("Modalities that are drawn together must have the same `num_steps` and `temperature`")
+        stages = [tuple(want)] if together else [(name,) for name in want]
+        size = math.ceil(count / math.ceil(count / batch_size))  # batches of one size, none of which is padded much
+        bar = keras.utils.Progbar(
+            len(stages) * math.ceil(count / size), verbose=1 if verbose == "auto" else int(verbose), unit_name="part"
+        )
+        for stage in stages:
+            by = tuple(guides) if guidance_scale != 1.0 else ()
+            options = {"temperature": heat[stage[0]], "top_p": float(top_p), **sampler_options}
+            run = self._program(
+                ("fill", stage, by, sampler, jit_compile, *sorted(options.items())),
+                lambda *a, stage=stage, by=by, options=options: self._fill(stage, by, sampler, options, *a),
+                jit_compile,
+            )
+            for begin in range(0, count, size):
+                rows = np.minimum(np.arange(begin, begin + size), count - 1)  # the last batch is padded
+                batch = {name: ops.convert_to_tensor(one[rows]) for name, one in codes.items()}
+                scalars = (guidance_scale, steps[stage[0]], np.array([seed, begin], "int32"))
+                filled = run(self._values(), batch, *map(ops.convert_to_tensor, scalars))
+                for name in stage:
+                    codes[name][begin : begin + size] = ops.convert_to_numpy(filled[name])[: min(size, count - begin)]
+                bar.add(1)
+            guides.extend(stage)
+        return {name: codes[name] if return_codes else self.decode(name, codes[name], batch_size) for name in want}
+
+    def score(self, given, candidates, *, num_samples=16, seed=0, batch_size=256, jit_compile="auto"):
+        """Bound the log-likelihood of each candidate given each example: for ranking, classification and retrieval.
+
+        The bound is an average over times and masks, the same for all pairs, so that candidates are compared on equal terms.
+
+        Args:
+            given: dict of modalities, as of `generate`, B examples. An empty dict scores without a condition.
+            candidates: dict of one modality, with C candidates.
+            num_samples: number of times, spread evenly over [0, 1], each with masks of its own. Defaults to 16.
+            seed: integer for the masks. Defaults to 0.
+            batch_size: evaluations of the network at a time. Defaults to 256.
+            jit_compile: as of `generate`.
+
+        Returns:
+            float32 array `(B, C)`, in nats: the sum over the candidate's codes. B is 1 where nothing is given.
+
+        Raises:
+            ValueError: if there is not one modality of candidates, or it is also given.
+
+        Example:
+
+        ```python
+        captions = [f"the digit {digit}" for digit in range(10)]
+        digits = model.score({"image": images}, {"text": captions}).argmax(axis=1)  # a classifier
+        ```
+        """
+        if not isinstance(candidates, dict) or len(candidates) != 1:
+            raise ValueError(f"`candidates` must be a dict of one modality. Received: {candidates!r:.80}")
+        name = next(iter(candidates))
+        if name in (given or {}):
+            raise ValueError(f'Candidates must be of a modality that is not given. Received: "{name}" in both')
+        choices = self._given(candidates, None)[0][name]
+        if np.any(choices == self.mask_codes[name]):
+            raise ValueError("Candidates must have no unknown codes")
+        known, count = self._given(given or {}, None)
+        num_samples, batch_size = (
+            positive_integer("num_samples", num_samples),
+            positive_integer("batch_size", batch_size),
+        )
+        seed = integer("seed", seed)
+        self.check_average()
+        if jit_compile == "auto":
+            jit_compile = self.compiled and self.jit_compile is True
+        run = self._program(("score", name, jit_compile), lambda *arguments: self._bound(name, *arguments), jit_compile)
+        offset = np.asarray(uniform((1,), (seed, 0)))
+        times = ((np.arange(num_samples) + offset) / num_samples).astype("float32")
+        noise = ops.convert_to_numpy(uniform((num_samples, *choices.shape[1:]), (seed, 1)))
+        shape = (count, len(choices), num_samples)
+        size = min(batch_size, math.prod(shape))
+        bounds = np.zeros(math.prod(shape), "float32")
+        for begin in range(0, len(bounds), size):
+            index = np.minimum(np.arange(begin, begin + size), len(bounds) - 1)
+            example, candidate, sample = np.unravel_index(index, shape)
+            codes = {key: ops.convert_to_tensor(one[example]) for key, one in known.items()}
+            arguments = (choices[candidate], times[sample], noise[sample])
+            values = run(self._values(), codes, *map(ops.convert_to_tensor, arguments))
+            bounds[begin : begin + size] = ops.convert_to_numpy(values)[: len(bounds) - begin]
+        return bounds.reshape(shape).mean(axis=-1)
+
+    def decode(self, name, codes, batch_size=64):
+        """Data of codes: float32 in [-1, 1], or a list of texts.
+
+        Args:
+            name: the modality.
+            codes: integers `(B, *code_shape)`.
+            batch_size: at most so many at a time. Defaults to 64.
+        """
+        tokenizer = self.tokenizers[one_of("name", name, self.modalities)]
+        if not isinstance(tokenizer, keras.layers.Layer):
+            return tokenizer.decode(codes)
+        size = min(batch_size, len(codes))
+        parts = []
+        for begin in range(0, len(codes), size):
+            rows = np.minimum(np.arange(begin, begin + size), len(codes) - 1)
+            data = ops.clip(ops.cast(tokenizer.decode(ops.convert_to_tensor(codes[rows])), "float32"), -1.0, 1.0)
+            parts.append(ops.convert_to_numpy(data)[: len(codes) - begin])
+        return np.concatenate(parts)
+
+    # === Arguments ===
+
+    def _given(self, given, num_samples):
+        """Codes of all modalities as NumPy arrays, masks where nothing is known, and the number of examples."""
+        if not isinstance(given, dict) or not set(given) <= set(self.modalities):
+            received = sorted(given) if isinstance(given, dict) else type(given).__name__
+            raise ValueError(
+                f"What is given must be a dict of modalities among {list(self.modalities)}. Received: {received}"
+            )
+        codes = {}
+        for name, value in given.items():
+            value = [value] if isinstance(value, str) else value
+            if not isinstance(self.tokenizers[name], keras.layers.Layer) and not hasattr(value, "shape"):
+                value = self.tokenizers[name].encode(value)
+            value = value if hasattr(value, "dtype") else np.asarray(value)
+            value = value.astype("float32") if value.dtype == np.float64 else value
+            if np.asarray(value).dtype.kind == "f" and not np.all(np.isfinite(value)):
+                raise ValueError(f'"{name}" must be finite. Received: NaN or infinite values')
+            parts = [
+                ops.convert_to_numpy(self._encode(name, value[i : i + 256])) for i in range(0, len(value), 256)
+            ] or [np.zeros((0, *self.code_shapes[name]), "int32")]
+            codes[name] = np.concatenate(parts)
+        sizes = {name: len(one) for name, one in codes.items()}
+        if num_samples is not None:
+            sizes["num_samples"] = positive_integer("num_samples", num_samples)
+        if len(set(sizes.values())) > 1 or 0 in sizes.values():
+            raise ValueError(
+                f"What is given, and `num_samples`, must agree on the number of examples, at least one. Received: {sizes}"
+            )
+        count = next(iter(sizes.values()), 1)
+        for name, mask in self.mask_codes.items():
+            found = codes.get(name)
+            codes[name] = (
+                np.full((count, *self.code_shapes[name]), mask, "int32")
+                if found is None
+                else np.where(found < 0, mask, found).astype("int32")
+            )
+        return {name: codes[name] for name in self.modalities}, count
+
+    def _wanted(self, want, given):
+        want = [want] if isinstance(want, str) else want
+        want = [name for name in self.modalities if name not in given] if want is None else list(want)
+        if not want or len(set(want)) < len(want) or not set(want) <= set(self.modalities):
+            raise ValueError(
+                f"`want` must list modalities among {list(self.modalities)}, each once, at least one. Received: want={want}"
+            )
+        return want
+
+    def _make_room(self, codes, want, given, fill):
+        """Mask what shall be drawn of what is given."""
+        if not set(fill) <= set(want) & set(given):
+            raise ValueError(f"`fill` must be of modalities that are given and wanted. Received: {sorted(fill)}")
+        for name in want:
+            mask, before = self.mask_codes[name], codes[name]
+            if name in fill:
+                codes[name] = np.where(self._fill_mask(name, fill[name], len(before)), mask, before)
+            elif name in given and not isinstance(self.tokenizers[name], keras.layers.Layer):
+                codes[name] = np.where(np.cumsum(before == 0, axis=1) > 0, mask, before)  # from the end of the text on
+            if not np.any(codes[name] == mask):
+                raise ValueError(
+                    f'"{name}" is known already: leave it out of `given`, or of `want`, or say by `fill` what to draw anew'
+                )
+
+    def _fill_mask(self, name, mask, count):
+        """A mask of pixels, samples or codes as one of codes `(B, *code_shape)`."""
+        mask = np.asarray(mask)
+        levels = name in self.levels
+        grid = self.code_shapes[name][:-1] if levels else self.code_shapes[name]
+        data = tuple(getattr(self.tokenizers[name], "example_shape", (*grid, 1))[:-1])
+        rank = len(grid)
+        spatial = mask.shape[mask.ndim - rank :] if mask.ndim >= rank else None
+        batch_fits = mask.shape[: mask.ndim - rank] in ((), (1,), (count,))
+        if mask.dtype != bool or spatial not in (grid, data) or not batch_fits:
+            raise ValueError(
+                f'`fill` of "{name}" must be bool, of shape {data} or {grid}, with or without a batch of {count}. '
+                f"Received: {mask.dtype}, shape={mask.shape}"
+            )
+        mask = np.broadcast_to(mask, (count, *spatial))
+        if spatial != grid:
+            parts = [part for size, whole in zip(grid, spatial, strict=True) for part in (size, whole // size)]
+            mask = mask.reshape(count, *parts).any(axis=tuple(range(2, 2 * rank + 1, 2)))
+        return mask[..., None] if levels else mask
+
+    # === Programs ===
+
+    def _program(self, key, function, jit_compile):
+        programs = self.__dict__.setdefault("_programs", {})
+        if key not in programs:
+            programs[key] = compile_function(function, jit_compile=jit_compile)
+        return programs[key]
+
+    def _values(self):
+        return [values_of(self.network.trainable_variables), values_of(self.network.non_trainable_variables)]
+
+    def _fill(self, want, by, sampler, options, values, codes, scale, num_steps, seeds):
+        """Fill in the masks of the wanted modalities; a function of values."""
+        shapes, masks = self.code_shapes, self.mask_codes
+
+        def predict(flat):
+            codes = {name: ops.minimum(one, masks[name]) for name, one in flat.items()}  # hidden ones are masks + 1
+            codes = {name: ops.reshape(one, (-1, *shapes[name])) for name, one in codes.items()}
+            if by:  # one forward pass of 2B, not two of B
+                null = {name: ops.full_like(one, masks[name]) if name in by else one for name, one in codes.items()}
+                codes = {name: ops.concatenate([one, null[name]]) for name, one in codes.items()}
+            logits, _ = self.network.stateless_call(*values, codes, training=False)
+            found = {}
+            for name in want:
+                one = ops.reshape(logits[name], (-1, math.prod(shapes[name]), masks[name]))
+                if by:
+                    conditional, unconditional = ops.split(one, 2)
+                    one = unconditional + scale * (conditional - unconditional)
+                found[name] = one
+            return found
+
+        flat = {name: ops.reshape(one, (-1, math.prod(shapes[name]))) for name, one in codes.items()}
+        wanted = {name: masks[name] for name in want}
+        filled = fill_in(
+            sampler, predict, self.process, flat, wanted, num_steps,
+            seed=seeds[0], first_example=seeds[1], levels=self.levels, **options,
+        )  # fmt: skip
+        return {name: ops.reshape(filled[name], (-1, *shapes[name])) for name in want}
+
+    def _bound(self, name, values, codes, candidates, t, noise):
+        """The bound at given times and masks, in nats; a function of values."""
+        levels = self.levels.get(name)
+        noisy, masked, t = self.process(candidates, t, noise, mask_code=self.mask_codes[name], num_levels=levels)
+        logits, _ = self.network.stateless_call(*values, {**codes, name: noisy}, training=False)
+        loss = self.process.loss(logits[name], candidates, masked, t, num_levels=levels)
+        return -math.prod(self.code_shapes[name]) * loss
+
+    def _sample(self, *, seed, num_steps, **codes):
+        """The endpoint `sample`: what is -1 is filled in, what is a mask stays hidden."""
+        found = {}
+        for name, mask in self.mask_codes.items():
+            stays = ops.where(codes[name] == mask, mask + 1, codes[name])  # is not to be filled in
+            found[name] = ops.where(codes[name] < 0, mask, stays)
+        options = {"temperature": 1.0, "top_p": 1.0}
+        values = self._values()
+        filled = self._fill(self.modalities, (), "confidence", options, values, found, 1.0, num_steps, seed)
+        return {name: ops.minimum(filled[name], mask) for name, mask in self.mask_codes.items()}
+
+
+def _of(value, name, default):
+    """A setting of a modality, where it is one for all or a dict."""
+    return value.get(name, default) if isinstance(value, dict) else value

@@ -1,0 +1,342 @@
+"""Any to any: one masked diffusion transformer over the codes of several modalities, such as images, sound and text."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_vqdit.checks import fits, known_values, number
+from keras_vqdit.diffusion import MaskedDiffusion
+from keras_vqdit.models.code_transformer import CodeTransformer
+from keras_vqdit.models.filling import Filling
+from keras_vqdit.models.generative_model import GenerativeModel
+from keras_vqdit.saving import Endpoint
+
+UNKNOWN = -1  # a code that is not known, and trains nothing
+
+
+@keras.saving.register_keras_serializable("keras_vqdit")
+class MultimodalDiffusion(Filling, GenerativeModel):
+    """A masked diffusion model over the codes of several modalities: trained by `fit`, it generates any of them from any other.
+
+    Each modality has a tokenizer, which is frozen, and in training a time of its own: at t = 0 all of its codes are seen by
+    the network as a condition, at t = 1 none is, and the modality is ignored. So one network learns every conditional, every
+    marginal and the joint distribution. The loss of a modality bounds -log p(its codes | what is left of the others), in nats
+    a code; `fit` minimises the weighted mean over the modalities, and logs `loss` and one `NAME_loss` for each.
+
+    Batches are dicts. Of a modality they hold data (floats, which are encoded anew each time) or its codes (integers), made
+    once by `keras_vqdit.data.encode_codes`. A modality that is missing, as a whole, for some examples (`"has_NAME"`, bool (B,)),
+    or in single codes (-1), is masked and trains nothing.
+
+    A moving average of the network's weights (`ema_transformer`) is kept while training, and is what `evaluate`, `generate` and
+    `score` use.
+
+    Args:
+        tokenizers: dict of names of modalities and tokenizers: `VQVAE` (`ImageTokenizer`), `AudioTokenizer`, `TextTokenizer`, or
+            others with `encode(x)`, `decode(codes)`, `num_embeddings`, `code_shape` and, of residual codes, `num_levels`.
+        d_model: width of the transformer.
+        num_heads: attention heads; must divide `d_model`.
+        dff: width of the feed-forward networks. Defaults to `4 * d_model`.
+        num_layers: number of blocks.
+        rate: dropout rate. Defaults to 0.
+        process: the diffusion process. Defaults to `MaskedDiffusion()`.
+        weights: dict of the weights of modalities in the loss. Defaults to 1 for each.
+        hidden_rate: probability that an example trains without a modality: with all of it masked, as guidance and the marginals
+            need. Defaults to 0.1.
+        ema_decay: decay of the moving average of the weights, with a warm-up; `None` keeps none. Defaults to 0.999.
+        seed: integer for the hiding of modalities. Defaults to `None`.
+
+    Call arguments:
+        inputs: dict of any of the modalities: data as their tokenizers take them, or codes, int32 `(B, *code_shape)`; optionally
+            `"has_NAME"` (B,) and `"sample_weight"` (B,). Other keys are ignored.
+        training: the moving average learns, and modalities are hidden, in training only.
+
+    Returns:
+        Dict of `"loss"` (B,), and for each modality `"NAME_loss"` (B,), in nats a code, and `"NAME_present"` (B,), 1 or 0.
+
+    Raises:
+        ValueError: if an argument has an impossible value, or the data hold none of the modalities.
+
+    Example:
+
+    ```python
+    import numpy as np
+    import keras_vqdit as kv
+
+    images = np.random.default_rng(0).uniform(-1, 1, (20, 28, 28, 1)).astype("float32")
+    captions = ["a seven", "a nine"] * 10
+    text = kv.TextTokenizer.train(captions, max_length=8)
+    tokenizers = {"image": kv.VQVAE.from_size("digits"), "text": text}  # the first of them not trained yet
+    model = kv.MultimodalDiffusion(tokenizers, d_model=32, num_heads=2, num_layers=1)
+    model.compile("adamw")
+    model.fit({"image": images, "text": captions}, batch_size=10, verbose=0)
+    drawn = model.generate({"text": ["a seven"]}, want=["image"], num_steps=4, seed=0, verbose=0)
+    drawn["image"].shape  # (1, 28, 28, 1)
+    ```
+
+    References:
+        - [Simple and Effective Masked Diffusion Language Models](https://arxiv.org/abs/2406.07524)
+        - [One Transformer Fits All Distributions in Multi-Modal Diffusion at Scale](https://arxiv.org/abs/2303.06555), of times
+          of their own
+        - [MaskGIT](https://arxiv.org/abs/2202.04200)
+    """
+
+    def __init__(
+        self,
+        tokenizers,
+        d_model,
+        num_heads,
+        dff=None,
+        num_layers=6,
+        rate=0.0,
+        *,
+        process=None,
+        weights=None,
+        hidden_rate=0.1,
+        ema_decay=0.999,
+        seed=None,
+        **kwargs,
+    ):
+        super().__init__(autocast=False, **kwargs)
+        if not isinstance(tokenizers, dict) or not tokenizers:
+            raise TypeError(f"`tokenizers` must be a dict of names and tokenizers. Received: {tokenizers!r}")
+        modalities = {name: _described(name, one) for name, one in sorted(tokenizers.items())}
+        if process is not None and not isinstance(process, MaskedDiffusion):
+            raise TypeError(f"`process` must be a MaskedDiffusion. Received: process={process!r}")
+        unknown = sorted(set(weights or {}) - set(modalities))
+        if unknown:
+            raise ValueError(f"`weights` must be of modalities among {sorted(modalities)}. Received: {unknown}")
+        number("hidden_rate", hidden_rate, 0, below=1)
+        self.tokenizers = {name: tokenizers[name] for name in modalities}
+        self.modalities = tuple(modalities)
+        self.shares = {name: number(f"weights: {name}", (weights or {}).get(name, 1.0), 0) for name in modalities}
+        if not sum(self.shares.values()):
+            raise ValueError("`weights` must not all be 0")
+        self.process = MaskedDiffusion() if process is None else process
+        self.hidden_rate, self.seed = hidden_rate, seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        dff = 4 * d_model if dff is None else dff
+        network = CodeTransformer(
+            modalities, d_model, num_heads, dff, num_layers, rate, dtype=self.dtype_policy, name="transformer"
+        )
+        self.keep_average(network, ema_decay)
+        self.trackers = [keras.metrics.Mean(name=f"{name}_loss") for name in modalities]
+        self.build_average()
+        self.built = True
+        self.freeze_parts()
+
+    @property
+    def tokenizers_in_use(self):
+        return [one for one in self.tokenizers.values() if isinstance(one, keras.layers.Layer)]
+
+    @property
+    def mask_codes(self):
+        """The code that stands for a mask, of each modality."""
+        return {name: one["num_embeddings"] for name, one in self.transformer.modalities.items()}
+
+    @property
+    def code_shapes(self):
+        """The shape of an example's codes, of each modality."""
+        return {name: one["shape"] for name, one in self.transformer.modalities.items()}
+
+    @property
+    def levels(self):
+        """The number of residual levels of those modalities that have them."""
+        found = {name: one["num_levels"] for name, one in self.transformer.modalities.items()}
+        return {name: levels for name, levels in found.items() if levels is not None}
+
+    def build(self, input_shape=None):
+        pass  # the constructor has built all there is
+
+    # === Training ===
+
+    def call(self, inputs, training=None):
+        if training:
+            self.update_average()
+        codes = self.codes(inputs)
+        noisy, hidden = {}, {}
+        for name in self.modalities:
+            noisy[name], *hidden[name] = self._add_noise(name, codes[name], training)
+        network = self.transformer if training else self.network
+        logits = network(noisy, training=training)
+        outputs, total = {}, 0.0
+        for name in self.modalities:
+            masked, t = hidden[name]
+            known = ops.maximum(codes[name], 0)
+            loss = self.process.loss(logits[name], known, masked, t, num_levels=self.levels.get(name))
+            axes = tuple(range(1, len(codes[name].shape)))
+            outputs[f"{name}_loss"] = loss
+            outputs[f"{name}_present"] = ops.cast(ops.any(codes[name] != UNKNOWN, axis=axes), "float32")
+            total = total + self.shares[name] * loss
+        return {"loss": total / sum(self.shares.values()), **outputs}
+
+    def _add_noise(self, name, codes, training):
+        """Codes with masks, which of them are to be predicted, and the times."""
+        mask, levels = self.mask_codes[name], self.levels.get(name)
+        noisy, masked, t = self.process(ops.maximum(codes, 0), mask_code=mask, num_levels=levels)
+        known = codes != UNKNOWN
+        if training and self.hidden_rate:
+            chance = keras.random.uniform(ops.shape(t), dtype="float32", seed=self.seed_generator)
+            shown = ops.reshape(chance >= self.hidden_rate, (-1, *(1,) * (len(codes.shape) - 1)))
+            # What is hidden on top of its time trains nothing: its bound holds for times that were drawn evenly.
+            return ops.where(known & shown, noisy, mask), masked & known & shown, t
+        return ops.where(known, noisy, mask), masked & known, t
+
+    def codes(self, inputs):
+        """The codes of a batch.
+
+        Args:
+            inputs: as of the call.
+
+        Returns:
+            Dict of all modalities, int32 `(B, *code_shape)`, -1 where they are missing.
+
+        Raises:
+            ValueError: if there is none, or one has a wrong shape.
+        """
+        inputs = self._as_dict(inputs)
+        there = [name for name in self.modalities if inputs.get(name) is not None]
+        if not there:
+            raise ValueError(
+                f"The data must have at least one of the keys {list(self.modalities)}. Received: keys {sorted(inputs)}"
+            )
+        codes = {name: self._encode(name, inputs[name]) for name in there}
+        batch = ops.shape(codes[there[0]])[0]
+        for name in self.modalities:
+            shape = self.code_shapes[name]
+            if name not in codes:
+                codes[name] = ops.full((batch, *shape), UNKNOWN, "int32")
+            elif inputs.get(f"has_{name}") is not None:
+                present = ops.reshape(ops.cast(inputs[f"has_{name}"], "bool"), (-1, *(1,) * len(shape)))
+                codes[name] = ops.where(present, codes[name], UNKNOWN)
+        return codes
+
+    def _as_dict(self, inputs):
+        if isinstance(inputs, dict):
+            return inputs
+        if len(self.modalities) > 1:
+            raise ValueError(f"The data must be dicts with keys of {list(self.modalities)}. Received: {type(inputs)}")
+        return {self.modalities[0]: inputs}
+
+    def _encode(self, name, x):
+        """Data, or codes, of a modality as codes."""
+        dtype = keras.backend.standardize_dtype(x.dtype)
+        if keras.backend.is_float_dtype(dtype):
+            if not isinstance(self.tokenizers[name], keras.layers.Layer):
+                raise ValueError(f'"{name}" must be codes, integers, in a data set. Received: dtype={dtype}')
+            return ops.stop_gradient(ops.cast(self.tokenizers[name].encode(x), "int32"))
+        if "int" not in dtype:
+            raise ValueError(
+                f'"{name}" must be floats for its tokenizer, or integer codes: encode texts in a data set first, as '
+                f"`tokenizer.encode(texts)` or `keras_vqdit.data.encode_codes` do. Received: dtype={dtype}"
+            )
+        if not fits(x.shape[1:], self.code_shapes[name]):
+            raise ValueError(
+                f'Codes of "{name}" must be of shape {(None, *self.code_shapes[name])}. Received: {tuple(x.shape)}; data must '
+                "be floats"
+            )
+        values = known_values(x)
+        if values is not None and values.size and not UNKNOWN <= values.min() <= values.max() < self.mask_codes[name]:
+            raise ValueError(
+                f'Codes of "{name}" must be from 0 to {self.mask_codes[name] - 1}, or -1 where they are missing. '
+                f"Received: codes from {values.min()} to {values.max()}"
+            )
+        return ops.cast(x, "int32")
+
+    def prepare_arrays(self, x):
+        """Texts among arrays become codes; codes are checked as a whole."""
+        x = x if isinstance(x, dict) or not isinstance(x, (list, np.ndarray)) else self._as_dict(x)
+        if not isinstance(x, dict):
+            return x
+        x = dict(x)
+        for name in self.modalities:
+            if name in x and _are_texts(x[name]):
+                x[name] = np.asarray(self.tokenizers[name].encode(list(x[name])))
+            elif isinstance(x.get(name), np.ndarray) and x[name].dtype.kind in "iu":
+                self._encode(name, x[name])
+        return x
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        loss = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if y_pred is not None:
+            for name, tracker in zip(self.modalities, self.trackers, strict=True):
+                tracker.update_state(y_pred[f"{name}_loss"], sample_weight=y_pred[f"{name}_present"])
+        return loss
+
+    # === Saving ===
+
+    def endpoints(self):
+        """What `saving.export` writes: `encode_NAME` and `decode_NAME` of tokenizers that are models, `denoise` and `sample`.
+
+        `denoise` is one evaluation of the network, from codes of all modalities, some of them masks, to logits. `sample` fills
+        in, by the confidence sampler, the codes that are -1; those that are the mask stay hidden.
+        """
+        found = {}
+        for name, one in self.tokenizers.items():
+            for kind, endpoint in one.endpoints().items() if hasattr(one, "endpoints") else ():
+                if kind in ("encode", "decode"):
+                    found[f"{kind}_{name}"] = endpoint
+        codes = {name: ((None, *shape), "int32") for name, shape in self.code_shapes.items()}
+        notes = {"mask_codes": self.mask_codes}
+        for name, one in self.tokenizers.items():
+            if not isinstance(one, keras.layers.Layer):
+                notes[f"{name}_tokenizer"] = one.get_config()
+        found["denoise"] = Endpoint(
+            lambda **given: {f"{name}_logits": one for name, one in self.network(given, training=False).items()},
+            codes,
+            "codes, some of them masks, to the logits of each code",
+            {name: (0, mask) for name, mask in self.mask_codes.items()},
+            notes,
+        )
+        found["sample"] = Endpoint(
+            self._sample,
+            {**codes, "seed": ((2,), "int32"), "num_steps": ((), "int32")},
+            "fills in codes that are -1; those that are masks stay hidden; seed: that of the drawing, and 0",
+            {"num_steps": (1, 1000), **{name: (UNKNOWN, mask) for name, mask in self.mask_codes.items()}},
+            notes,
+        )
+        return found
+
+    def get_config(self):
+        serialize = keras.saving.serialize_keras_object
+        tokenizers = {name: serialize(one) for name, one in self.tokenizers.items()}
+        for one in tokenizers.values():
+            one.pop("compile_config", None)  # they train no more
+        network = self.transformer.get_config()
+        return {
+            **super().get_config(),
+            "tokenizers": tokenizers,
+            **{name: network[name] for name in ("d_model", "num_heads", "dff", "num_layers", "rate")},
+            "process": serialize(self.process),
+            "weights": dict(self.shares),
+            "hidden_rate": self.hidden_rate,
+            "ema_decay": self.ema_decay,
+            "seed": self.seed,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        def made(one):
+            return keras.saving.deserialize_keras_object(one, custom_objects=custom_objects)
+
+        tokenizers = {name: made(one) for name, one in config["tokenizers"].items()}
+        return cls(**{**config, "tokenizers": tokenizers, "process": made(config["process"])})
+
+
+def _described(name, tokenizer):
+    """What the network must know of a modality."""
+    missing = [one for one in ("encode", "decode", "num_embeddings") if not hasattr(tokenizer, one)]
+    if missing:
+        raise TypeError(f'The tokenizer of "{name}" must have `{missing[0]}`. Received: {tokenizer!r}')
+    if not getattr(tokenizer, "built", True) or not hasattr(tokenizer, "code_shape"):
+        raise ValueError(f'The tokenizer of "{name}" must know the shape of its codes: train it, or call it on a batch')
+    return {
+        "num_embeddings": tokenizer.num_embeddings,
+        "shape": tuple(tokenizer.code_shape),
+        "num_levels": getattr(tokenizer, "num_levels", None),
+    }
+
+
+def _are_texts(x):
+    if isinstance(x, np.ndarray):
+        return x.dtype.kind in "UO"
+    return isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(one, str) for one in x)

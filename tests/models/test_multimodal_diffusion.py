@@ -1,0 +1,368 @@
+"""Any to any, on tiny models: what trains, what stays, what is drawn and what is scored."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import keras_vqdit as kv
+from keras_vqdit.models.code_transformer import CodeTransformer
+from keras_vqdit.models.multimodal_diffusion import MultimodalDiffusion
+from tests.contract import run_contract
+from tests.models.small import images, small_vqvae, trained_vqvae
+
+CAPTIONS = ["ab", "ba", "a", "bbbb", "", "abab", "aa", "b"]
+
+
+@keras.saving.register_keras_serializable("tests")
+class Codes:
+    """A tokenizer of what is codes already, with levels."""
+
+    def __init__(self, num_embeddings=5, code_shape=(4, 2), num_levels=2):
+        self.num_embeddings, self.code_shape, self.num_levels = num_embeddings, tuple(code_shape), num_levels
+
+    def encode(self, x):
+        return np.asarray(x)
+
+    def decode(self, codes):
+        return np.asarray(codes)
+
+    def get_config(self):
+        return {"num_embeddings": self.num_embeddings, "code_shape": self.code_shape, "num_levels": self.num_levels}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+def text_tokenizer():
+    return kv.TextTokenizer.train(["abab"], max_length=4)
+
+
+def small(image=None, dtype=None, **options):
+    tokenizers = {"image": image or small_vqvae(), "audio": Codes(), "text": text_tokenizer()}
+    return MultimodalDiffusion(tokenizers, 16, 2, num_layers=1, seed=0, dtype=dtype, **options)
+
+
+def alike(count=64, seed=0):
+    """Codes of which every modality tells the others."""
+    label = np.random.default_rng(seed).integers(0, 4, count)
+    shapes = {"image": (2, 2), "audio": (4, 2), "text": (4,)}
+    return label, {name: np.broadcast_to(label.reshape(-1, *(1,) * len(s)), (count, *s)) for name, s in shapes.items()}
+
+
+@pytest.fixture(scope="module")
+def trained():
+    model = small()
+    model.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
+    model.fit(alike(256)[1], epochs=30, batch_size=64, verbose=0)
+    return model
+
+
+# === Training ===
+
+
+def test_fit_on_data_codes_and_texts():
+    image = trained_vqvae()
+    model = small(image)
+    model.compile("adam", jit_compile=False)
+    x = images()
+    history = model.fit({"image": x, "text": CAPTIONS}, batch_size=4, verbose=0).history
+    assert set(history) == {"loss", "image_loss", "audio_loss", "text_loss"} and np.isfinite(history["loss"]).all()
+    assert history["audio_loss"] == [0.0]
+    codes = np.array(image.encode(x))
+    np.testing.assert_array_equal(model.codes({"image": x})["image"], codes)
+    model.fit({"image": codes, "text": model.tokenizers["text"].encode(CAPTIONS)}, batch_size=4, verbose=0)
+    assert not image.trainable and all(not v.trainable for v in image.variables)
+    scores = model.evaluate({"text": CAPTIONS}, verbose=0, return_dict=True)
+    assert scores["text_loss"] > 0 and scores["image_loss"] == 0
+
+
+def test_an_untrained_model_knows_nothing():
+    """The last layer starts at zero: the bound is log K for every code, up to the noise of times and masks."""
+    model = small()
+    _, codes = alike(4000)
+    outputs = model(codes)
+    for name, k in (("image", 16), ("audio", 5), ("text", 4)):
+        loss = np.array(outputs[f"{name}_loss"])
+        assert abs(loss.mean() - np.log(k)) < 5 * loss.std() / np.sqrt(len(loss))
+    total = sum(np.array(outputs[f"{name}_loss"]) for name in ("image", "audio", "text")) / 3
+    np.testing.assert_allclose(outputs["loss"], total, rtol=1e-5)
+
+
+def test_weights_of_modalities():
+    _, codes = alike(8)
+    both = small(weights={"audio": 0.0, "text": 3.0})(codes)
+    expected = (np.array(both["image_loss"]) + 3 * np.array(both["text_loss"])) / 4
+    np.testing.assert_allclose(both["loss"], expected, rtol=1e-5)
+    with pytest.raises(ValueError, match="`weights` must be of modalities among"):
+        small(weights={"sound": 1.0})
+    with pytest.raises(ValueError, match="`weights` must not all be 0"):
+        small(weights={"image": 0, "audio": 0, "text": 0})
+
+
+def gradients(codes):
+    """Gradients of a training step, by the network's weights."""
+    import tensorflow as tf
+
+    keras.utils.set_random_seed(0)
+    model = small(ema_decay=None)
+    for weight in model.transformer.weights:  # the last layer starts at zero, which hides the rest
+        weight.assign(np.random.default_rng(weight.shape[0]).normal(size=weight.shape) * 0.3)
+    for seed in (model.process.seed_generator, model.seed_generator):
+        seed.state.assign([0, 1])
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(model(codes, training=True)["loss"])
+    return [np.zeros(w.shape) if g is None else np.array(g) for g, w in zip(
+        tape.gradient(loss, [w.value for w in model.transformer.trainable_variables]),
+        model.transformer.trainable_variables, strict=True,
+    )]  # fmt: skip
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="takes the gradients by a GradientTape")
+def test_a_missing_modality_changes_no_gradient():
+    """What stands in the place of missing codes, and how they are said to be missing, makes no difference."""
+    _, codes = alike(16)
+    without = {name: codes[name] for name in ("image", "text")}
+    expected = gradients(without)
+    for audio in (
+        {"audio": np.full((16, 4, 2), -1)},
+        {"audio": codes["audio"], "has_audio": np.zeros(16, bool)},
+        {"audio": (codes["audio"] + 1) % 5, "has_audio": np.zeros(16, bool)},
+    ):
+        for a, b in zip(gradients({**without, **audio}), expected, strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert any(np.any(a != b) for a, b in zip(gradients(codes), expected, strict=True))
+    names = [w.path for w in small(ema_decay=None).transformer.trainable_variables]
+    final = next(g for g, name in zip(expected, names, strict=True) if "final_audio" in name)
+    assert not final.any()
+
+
+def test_single_codes_may_be_unknown():
+    model, (_, codes) = small(), alike(8)
+    half = np.array(codes["image"])
+    half[:, 0] = -1
+    other = {**codes, "image": half}
+    assert np.array(model(other)["image_present"]).all()
+    filled = model.generate(
+        {"image": half}, want=["image"], num_steps=2, seed=0, verbose=0, return_codes=True, fill={"image": half < 0}
+    )
+    np.testing.assert_array_equal(filled["image"][:, 1], half[:, 1])
+
+
+def test_hidden_modalities_do_not_bias_the_bound_of_evaluation():
+    model, (_, codes) = small(hidden_rate=0.9), alike(4000)
+    loss = np.array(model(codes, training=False)["text_loss"])
+    assert abs(loss.mean() - np.log(4)) < 5 * loss.std() / np.sqrt(len(loss))
+    hidden = np.array(model(codes, training=True)["text_loss"])
+    assert hidden.mean() == pytest.approx(0.1 * np.log(4), rel=0.3)
+
+
+# === Drawing ===
+
+
+def test_every_conditional_is_learned(trained):
+    label, codes = alike(12, seed=1)
+    names = ("image", "audio", "text")
+    for given, want in itertools.permutations(names, 2):
+        drawn = trained.generate({given: codes[given]}, [want], num_steps=4, seed=0, verbose=0, return_codes=True)
+        assert np.mean(drawn[want] == codes[want]) > 0.95, (given, want)
+    # Together, the first codes of all are drawn before any is known, so that they may tell different stories.
+    for together, least in ((False, 0.9), (True, 0.7)):
+        joint = trained.generate(
+            num_samples=24, want=names, num_steps=8, seed=0, verbose=0, return_codes=True, together=together
+        )
+        first = joint["text"][:, 0]
+        agree = [np.mean(one == first.reshape(-1, *(1,) * (one.ndim - 1))) for one in joint.values()]
+        assert min(agree) > least and len(np.unique(first)) >= 3
+
+
+def test_known_codes_never_change_and_no_mask_is_left():
+    model, (_, codes) = small(), alike(6)
+    rng = np.random.default_rng(0)
+    for sampler in ("ancestral", "confidence"):
+        fill = {"image": rng.random((6, 2, 2)) < 0.5, "audio": rng.random((6, 4)) < 0.5}
+        fill["image"][:, 0, 0] = fill["audio"][:, 0] = True
+        given = {name: codes[name] for name in ("image", "audio")}
+        drawn = model.generate(
+            given,
+            ["image", "audio", "text"],
+            fill=fill,
+            sampler=sampler,
+            num_steps=3,
+            seed=1,
+            verbose=0,
+            return_codes=True,
+        )
+        for name, mask in fill.items():
+            mask = mask[..., None] if name == "audio" else mask
+            np.testing.assert_array_equal(np.where(mask, 0, drawn[name]), np.where(mask, 0, given[name]))
+        for name, k in model.mask_codes.items():
+            assert drawn[name].min() >= 0 and drawn[name].max() < k
+
+
+def test_pixels_and_samples_are_filled_by_the_codes_that_hold_them():
+    model = small(trained_vqvae())
+    pixels = np.zeros((8, 8), bool)
+    pixels[7, 0] = True
+    assert model._fill_mask("image", pixels, 2).tolist() == [[[False, False], [True, False]]] * 2
+    with pytest.raises(ValueError, match=r"`fill` of \"image\" must be bool, of shape \(8, 8\) or \(2, 2\)"):
+        model._fill_mask("image", np.zeros((3, 3), bool), 2)
+
+
+def test_a_text_is_continued(trained):
+    texts = trained.generate({"text": ["a", "ab"]}, want=["text"], num_steps=2, seed=0, verbose=0)["text"]
+    assert texts[0].startswith("a") and texts[1].startswith("ab")
+
+
+def test_guidance_of_one_is_none_and_of_zero_ignores_the_condition(trained):
+    _, codes = alike(12, seed=1)
+    options = {"want": ["image"], "num_steps": 3, "seed": 0, "verbose": 0, "return_codes": True, "sampler": "ancestral"}
+    plain = trained.generate({"text": codes["text"]}, **options)["image"]
+    np.testing.assert_array_equal(
+        trained.generate({"text": codes["text"]}, guidance_scale=1.0, **options)["image"], plain
+    )
+    values, scale = trained._values(), ops.convert_to_tensor(1.0)
+    masked = {
+        name: ops.convert_to_tensor(one) for name, one in trained._given({"text": codes["text"]}, None)[0].items()
+    }
+    seeds, steps = ops.convert_to_tensor([0, 0]), ops.convert_to_tensor(3)
+    found = [
+        trained._fill(("image",), by, "ancestral", {}, values, masked, scale, steps, seeds) for by in ((), ("text",))
+    ]
+    np.testing.assert_array_equal(found[0]["image"], found[1]["image"])
+    ignored = trained.generate({"text": codes["text"]}, guidance_scale=0.0, **options)["image"]
+    np.testing.assert_array_equal(ignored, trained.generate(num_samples=12, **options)["image"])
+    assert np.mean(ignored == codes["image"]) < 0.7 < np.mean(plain == codes["image"])
+    with pytest.raises(ValueError, match="Guidance needs a modality that is given"):
+        trained.generate(want=["image"], guidance_scale=2.0, verbose=0)
+
+
+def test_the_seed_tells_all_whatever_the_batches(trained):
+    def draw(**options):
+        return trained.generate(num_samples=5, num_steps=3, verbose=0, return_codes=True, **options)
+
+    whole = draw(seed=3)
+    for other in (draw(seed=3, batch_size=2), draw(seed=3, jit_compile=True)):
+        for name, one in whole.items():
+            np.testing.assert_array_equal(one, other[name])
+    assert any(np.any(one != draw(seed=4)[name]) for name, one in whole.items())
+
+
+# === Scoring ===
+
+
+def test_scores_classify(trained):
+    label, codes = alike(12, seed=1)
+    candidates = {"text": np.broadcast_to(np.arange(4)[:, None], (4, 4))}
+    scores = trained.score({"image": codes["image"]}, candidates, num_samples=4)
+    assert scores.shape == (12, 4) and np.all(scores.argmax(axis=1) == label)
+    np.testing.assert_allclose(
+        trained.score({"image": codes["image"]}, candidates, num_samples=4, batch_size=7), scores, atol=1e-4
+    )
+    prior = trained.score({}, candidates, num_samples=64)
+    assert prior.shape == (1, 4) and np.all(np.abs(prior - np.log(1 / 4)) < 1.5)
+
+
+def test_the_score_is_the_bound_of_the_process():
+    """An untrained network: log K for each code, but for the noise of few masks; equal for candidates, which share them."""
+    scores = small().score({}, {"text": ["abab", "a"]}, num_samples=2000)
+    np.testing.assert_allclose(scores, -4 * np.log(4), rtol=0.1)
+    assert scores[0, 0] == scores[0, 1]
+
+
+# === Errors ===
+
+
+def test_errors():
+    model, (_, codes) = small(), alike(4)
+    for given, want, message in [
+        ({"smell": 1}, None, "What is given must be a dict of modalities among"),
+        ({"text": ["a"]}, ["smell"], "`want` must list modalities among"),
+        ({"text": ["a"]}, [], "`want` must list modalities among"),
+        ({"image": codes["image"]}, ["image"], '"image" is known already'),
+        ({"text": ["a"], "image": codes["image"]}, ["audio"], "must agree on the number of examples"),
+        ({"image": codes["image"] + 99}, ["text"], "must be from 0 to 15"),
+        ({"image": np.full((1, 8, 8, 1), np.nan, "float32")}, ["text"], "must be finite"),
+        ({"text": ["abababab"]}, ["image"], "Texts must be of at most max_length=4"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            model.generate(given, want, verbose=0)
+    with pytest.raises(TypeError, match="Options of the sampler 'confidence' are"):
+        model.generate({"text": ["a"]}, ["image"], eta=1, verbose=0)
+    with pytest.raises(ValueError, match="`num_steps` must be a positive integer"):
+        model.generate({"text": ["a"]}, ["image"], num_steps={"image": 0}, verbose=0)
+    with pytest.raises(ValueError, match="must have at least one of the keys"):
+        model({"label": np.zeros(3)})
+    with pytest.raises(ValueError, match="must be of a modality that is not given"):
+        model.score({"text": ["a"]}, {"text": ["b"]})
+    with pytest.raises(ValueError, match="`candidates` must be a dict of one modality"):
+        model.score({"text": ["a"]}, {})
+    with pytest.raises(TypeError, match="`tokenizers` must be a dict"):
+        MultimodalDiffusion([], 16, 2)
+    with pytest.raises(ValueError, match="`loss` must be None"):
+        model.compile("adam", loss="mse")
+    with pytest.raises(ValueError, match="A diffusion model has no targets"):
+        model.compile("adam")
+        model.fit(codes, np.zeros(4))
+
+
+# === Files ===
+
+
+def test_contract(tmp_path):
+    modalities = {
+        "image": {"num_embeddings": 6, "shape": (2, 2), "num_levels": None},
+        "audio": {"num_embeddings": 5, "shape": (4, 2), "num_levels": 2},
+    }
+    _, codes = alike(3)
+    run_contract(
+        lambda dtype=None: CodeTransformer(modalities, 16, 2, 32, 1, dtype=dtype),
+        {name: np.array(codes[name]) for name in modalities},
+        tmp_path=tmp_path,
+    )
+
+
+def files_model():
+    tokenizers = {"image": trained_vqvae(), "text": text_tokenizer()}
+    model = MultimodalDiffusion(tokenizers, 16, 2, num_layers=1, seed=0)
+    model.compile("adam", jit_compile=False)
+    model.fit({"image": images(), "text": CAPTIONS}, batch_size=4, verbose=0)
+    return model
+
+
+def test_presets_and_keras_files(tmp_path):
+    model = files_model()
+    options = {"given": {"text": ["ab", "b"]}, "want": ["image"], "num_steps": 2, "seed": 0, "verbose": 0}
+    expected = model.generate(**options)["image"]
+    model.save_to_preset(tmp_path / "preset", {"data": "none"})
+    kv.saving.save_model(model, tmp_path / "model.keras")
+    for again in (
+        MultimodalDiffusion.from_preset(tmp_path / "preset"),
+        kv.saving.load_model(tmp_path / "model.keras"),
+    ):
+        np.testing.assert_allclose(again.generate(**options)["image"], expected, atol=1e-5)
+        assert again.tokenizers["text"].decode(again.tokenizers["text"].encode(["ab"])) == ["ab"]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="SavedModels are TensorFlow's")
+def test_export(tmp_path):
+    import tensorflow as tf
+
+    model = files_model()
+    kv.saving.export(model, tmp_path / "exported")
+    exported = tf.saved_model.load(str(tmp_path / "exported"))
+    assert set(exported.signatures) - {"serving_default"} == {"encode_image", "decode_image", "denoise", "sample"}
+    masks = {"image": np.full((2, 2, 2), 16, "int32"), "text": model.tokenizers["text"].encode(["ab", "b"])}
+    denoised = exported.signatures["denoise"](**{name: tf.constant(one) for name, one in masks.items()})
+    expected = model.network(masks, training=False)
+    np.testing.assert_allclose(denoised["image_logits"], expected["image"], atol=1e-5)
+    asked = {"image": np.full((2, 2, 2), -1, "int32"), "text": masks["text"]}
+    drawn = exported.signatures["sample"](
+        **{name: tf.constant(one) for name, one in asked.items()}, seed=tf.constant([7, 0]), num_steps=tf.constant(2)
+    )
+    live = model.generate({"text": masks["text"]}, ["image"], num_steps=2, seed=7, verbose=0, return_codes=True)
+    np.testing.assert_array_equal(drawn["image"], live["image"])
+    np.testing.assert_array_equal(drawn["text"], masks["text"])
