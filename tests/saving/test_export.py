@@ -190,7 +190,8 @@ def test_float32_in_and_out_whatever_the_policy(tmp_path):
     np.testing.assert_allclose(results["sample/image"], expected, atol=0.05)
 
 
-def test_a_context_and_no_labels(tmp_path):
+@pytest.mark.slow
+def test_a_context(tmp_path):
     model = trained_diffusion(num_classes=None, context_dim=6)
     kv.saving.export(model, tmp_path / "context")
     context = np.random.default_rng(3).normal(size=(2, 4, 6)).astype("float32")
@@ -201,6 +202,8 @@ def test_a_context_and_no_labels(tmp_path):
     expected = model.generate(num_steps=4, guidance_scale=1.5, seed=0, verbose=0, **conditions)
     np.testing.assert_allclose(results["sample/image"], expected, atol=1e-5)
 
+
+def test_no_labels(tmp_path):
     model = trained_diffusion(num_classes=None)
     kv.saving.export(model, tmp_path / "plain")
     given = {**sampling([0], guidance_scale=1.0), "num_samples": np.int32(3)}
@@ -210,6 +213,7 @@ def test_a_context_and_no_labels(tmp_path):
     np.testing.assert_allclose(results["sample/image"], expected, atol=1e-5)
 
 
+@pytest.mark.slow  # names and options of the sampler; what it draws is compared for the others in any run
 def test_another_sampler(tmp_path):
     model = trained_diffusion()
     options = {"sampler": "heun", "guidance_interval": (0.2, 0.9)}

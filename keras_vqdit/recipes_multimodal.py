@@ -1,0 +1,124 @@
+"""Training and judging of the multimodal digits: any of image, sound and caption from any other."""
+
+import time
+
+import keras
+import numpy as np
+
+from keras_vqdit import data
+from keras_vqdit.checks import positive_integer
+from keras_vqdit.data.captions import captions_of, digit_of
+from keras_vqdit.models.multimodal_diffusion import MultimodalDiffusion
+from keras_vqdit.recipes import diffusion_optimizer, to_arrays
+from keras_vqdit.training import scope
+
+
+def train_multimodal(
+    train,
+    test,
+    tokenizers,
+    *,
+    epochs,
+    d_model=128,
+    num_heads=4,
+    num_layers=6,
+    learning_rate=8e-3,
+    seed=None,
+    verbose=1,
+    callbacks=None,
+    strategy=None,
+    **options,
+):
+    """Train a `MultimodalDiffusion` on the codes of a data set, encoded once.
+
+    Args:
+        train, test: data sets of `keras_vqdit.data.load`, such as those of "multimodal_digits"; `test` may be `None`.
+        tokenizers: dict of trained tokenizers, by modality. For text that is codes already, `train.info.text_tokenizer`.
+        epochs: number of epochs.
+        d_model, num_heads, num_layers: size of the transformer.
+        learning_rate: highest learning rate, of `recipes.diffusion_optimizer`. Defaults to 0.008.
+        seed: as in `MultimodalDiffusion`.
+        verbose, callbacks: as in `fit`.
+        strategy: of `tf.distribute`. Defaults to `None`.
+        **options: further arguments of `MultimodalDiffusion`.
+
+    Returns:
+        Tuple of the model and a dict of the training curves.
+
+    Example:
+        ```python
+        train, test = kv.data.load("multimodal_digits", data_dir=folder)
+        tokenizers = {"image": images, "audio": sounds, "text": train.info.text_tokenizer}
+        model, history = train_multimodal(train, test, tokenizers, epochs=5)
+        ```
+    """
+    codes = data.encode_codes(train, tokenizers)
+    held_out = None if test is None else data.encode_codes(test, tokenizers)
+    steps = max(1, positive_integer("epochs", epochs) * int(codes.cardinality()))
+    warmup = min(100, steps // 10)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 100 if warmup else learning_rate,
+        max(1, steps - warmup),
+        alpha=0.01,
+        warmup_target=learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+    with scope(strategy):
+        model = MultimodalDiffusion(tokenizers, d_model, num_heads, num_layers=num_layers, seed=seed, **options)
+        model.compile(diffusion_optimizer(schedule))
+    history = model.fit(
+        codes, validation_data=held_out, epochs=epochs, shuffle=False, verbose=verbose, callbacks=callbacks
+    )
+    return model, history.history
+
+
+def measure_multimodal(model, test, image_judge, speech_judge, *, num_samples=500, seed=0, **generate):
+    """Judge every task of the multimodal digits by classifiers of real data.
+
+    Args:
+        model: a `MultimodalDiffusion` of "image", "audio" and "text".
+        test: data set "multimodal_digits" for testing, of `keras_vqdit.data.load`.
+        image_judge: of `metrics.train_classifier`.
+        speech_judge: of `metrics.train_speech_classifier`.
+        num_samples: examples of each task. Defaults to 500.
+        seed: integer. Defaults to 0.
+        **generate: arguments of `MultimodalDiffusion.generate`, such as `num_steps`.
+
+    Returns:
+        Dict of the shares of what is recognised as it should be: `text_to_image`, `image_to_text` and their like;
+        `joint` (all three tell the same digit), `infilled` (the lower half of an image drawn anew), `classified` (images, by
+        `score` of ten captions); of the real data `image_judge` and `speech_judge`; and `seconds`.
+    """
+    options = {"seed": seed, "verbose": 0, **generate}
+    begin = time.perf_counter()
+    real = {name: to_arrays(test, name, limit=num_samples) for name in ("image", "audio", "text", "label")}
+    label = real.pop("label")
+
+    def told(name, values):
+        """The digits that drawn or real data tell; -1 for none."""
+        if name == "text":
+            return np.array([-1 if (digit := digit_of(text)) is None else digit for text in values])
+        judge = image_judge if name == "image" else speech_judge
+        return np.argmax(judge.predict(values, batch_size=250, verbose=0), axis=-1)
+
+    found = {
+        "image_judge": np.mean(told("image", real["image"]) == label),
+        "speech_judge": np.mean(told("audio", real["audio"]) == label),
+    }
+    spoken = {"image": "image", "audio": "speech", "text": "text"}
+    for given in spoken:
+        for want in spoken:
+            if want != given:
+                drawn = model.generate({given: real[given]}, [want], **options)[want]
+                found[f"{spoken[given]}_to_{spoken[want]}"] = np.mean(told(want, drawn) == label)
+    joint = model.generate(num_samples=num_samples, want=["text", "image", "audio"], **options)
+    digits = [told(name, values) for name, values in joint.items()]
+    found["joint"] = np.mean((digits[0] == digits[1]) & (digits[0] == digits[2]) & (digits[0] >= 0))
+    height, width = real["image"].shape[1:3]
+    lower = np.repeat((np.arange(height) >= height // 2)[:, None], width, axis=1)
+    filled = model.generate({"image": real["image"]}, ["image"], fill={"image": lower}, **options)["image"]
+    found["infilled"] = np.mean(told("image", filled) == label)
+    captions = [captions_of(digit)[0] for digit in range(10)]
+    scores = model.score({"image": real["image"]}, {"text": captions}, num_samples=4, seed=seed)
+    found["classified"] = np.mean(scores.argmax(axis=1) == label)
+    return {**{name: float(share) for name, share in found.items()}, "seconds": time.perf_counter() - begin}

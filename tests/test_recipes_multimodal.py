@@ -1,0 +1,81 @@
+"""The recipe of the multimodal digits, and how every task is judged, on tiny models."""
+
+import numpy as np
+import pytest
+
+import keras_vqdit as kv
+from keras_vqdit.data.captions import caption_tokenizer, captions_of
+from keras_vqdit.recipes_multimodal import measure_multimodal, train_multimodal
+from tests.models.small import trained_vqvae
+from tests.models.test_multimodal_diffusion import Codes
+
+
+class Judge:
+    """Recognises a digit that is written into the first value."""
+
+    def predict(self, values, **_):
+        digit = np.asarray(values).reshape(len(values), -1)[:, 0].astype(int) % 10
+        return np.eye(10)[digit]
+
+
+class Digits(Codes):
+    """A tokenizer of sounds whose codes are digits."""
+
+    def __init__(self):
+        super().__init__(num_embeddings=10)
+
+    def encode(self, x):
+        return x
+
+
+@pytest.fixture(scope="module")
+def trained():
+    text, rng = caption_tokenizer(), np.random.default_rng(0)
+    labels = np.arange(20, dtype="int32") % 10
+    banks = {
+        "image": rng.uniform(-1, 1, (20, 8, 8, 1)).astype("float32"),
+        "audio": np.broadcast_to(labels[:, None, None], (20, 4, 2)).astype("int32"),
+        "text": text.encode([captions_of(digit)[0] for digit in labels]),
+    }
+    info = kv.data.DatasetInfo("digits", None, 10, {}, 10, text_tokenizer=text)
+    dataset = kv.data.to_paired_dataset(banks, {name: labels for name in banks}, info)
+    tokenizers = {"image": trained_vqvae(banks["image"]), "text": text}
+    tokenizers["audio"] = Digits()
+    model, history = train_multimodal(
+        dataset, dataset, tokenizers, epochs=2, d_model=16, num_heads=2, num_layers=1, seed=0, verbose=0
+    )
+    assert len(history["val_loss"]) == 2 and np.all(np.isfinite(history["val_loss"]))
+    return model, dataset
+
+
+def test_every_task_is_judged(trained):
+    model, dataset = trained
+    found = measure_multimodal(model, dataset, Judge(), Judge(), num_samples=12, num_steps=2)
+    shares = {name: share for name, share in found.items() if name != "seconds"}
+    tasks = {f"{a}_to_{b}" for a in ("image", "speech", "text") for b in ("image", "speech", "text") if a != b}
+    assert set(shares) == {*tasks, "joint", "infilled", "classified", "image_judge", "speech_judge"}
+    assert shares["speech_judge"] == 1.0 and all(0 <= share <= 1 for share in shares.values())
+
+
+def test_what_the_judges_see_is_what_was_drawn(trained, monkeypatch):
+    """A model that answers rightly, and one that never does."""
+    model, dataset = trained
+    label = np.array(next(iter(dataset.in_order()))["label"])
+
+    def answer(shift):
+        def generate(given=None, want=None, *, num_samples=None, **_):
+            digits = (label[:10] + shift) % 10 if given else np.zeros(num_samples, int)
+            data = {
+                "text": [captions_of(digit)[1] for digit in digits],
+                "image": np.broadcast_to(digits[:, None, None, None], (len(digits), 8, 8, 1)),
+                "audio": np.broadcast_to(digits[:, None, None], (len(digits), 4, 2)),
+            }
+            return {name: data[name] for name in want}
+
+        return generate
+
+    for shift, expected in ((0, 1.0), (1, 0.0)):
+        monkeypatch.setattr(model, "generate", answer(shift))
+        found = measure_multimodal(model, dataset, Judge(), Judge(), num_samples=10)
+        assert all(found[name] == expected for name in found if "_to_" in name or name == "infilled")
+        assert found["joint"] == 1.0
