@@ -52,7 +52,7 @@ class CausalTransformer(keras.Model):
         before = ops.pad(codes[:, :-1], ((0, 0), (1, 0)), constant_values=self.num_embeddings)
         x = self.embedding(before) + self.positions
         for block in self.blocks:
-            x = block(x, x_mask=self.causal)  # Keras would hand one called `mask` on to the loss
+            x = block(x, mask=self.causal)
         return self.final_dense(self.final_norm(x))
 
 

@@ -13,7 +13,7 @@ os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "1")
 if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "keras-vqdit"):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from keras_vqdit import diffusion, layers, metrics, models, saving, tokenizers
+from keras_vqdit import diffusion, layers, metrics, models, saving, tasks, tokenizers
 from keras_vqdit.diffusion import GaussianDiffusion, MaskedDiffusion, RectifiedFlow
 from keras_vqdit.layers import MultiHeadAttention, ResidualQuantizer, TransformerBlock, VectorQuantizer
 from keras_vqdit.models import VAE, VQVAE, AudioTokenizer, DiffusionTransformer, LatentDiffusion, MultimodalDiffusion
@@ -45,13 +45,16 @@ __all__ = [
     "plotting",
     "presets",
     "recipes",
+    "recipes_audio",
+    "recipes_multimodal",
     "saving",
+    "tasks",
     "tokenizers",
     "training",
 ]
 
 # Rooms that need TensorFlow or matplotlib, or import one that does, are imported when they are first used.
-_LAZY = ("data", "plotting", "recipes", "training")
+_LAZY = ("data", "plotting", "recipes", "recipes_audio", "recipes_multimodal", "training")
 
 
 def __getattr__(name):

@@ -24,6 +24,14 @@ By hand, a step at a time (with larger models, which take longer):
   keras-vqdit generate --model saved_models/digits.keras --labels 0-9 --per-label 10 --out digits.png
   keras-vqdit evaluate --model saved_models/digits.keras --dataset mnist_5k
 
+Images, sound and text from one another, by the preset of a model of several modalities:
+
+  keras-vqdit generate --preset PRESET --given text="a handwritten seven" --want image,audio --out drawn
+  keras-vqdit infill --preset PRESET --image seven.png --region top --out infilled.png
+  keras-vqdit complete --preset PRESET --text "a handwritten"
+  keras-vqdit classify --preset PRESET --given image=seven.png --candidates "the digit 1" "the digit 7"
+  keras-vqdit retrieve --preset PRESET --given text="the digit 7" --candidates image=seven.png image=one.png
+
 Other data: `--dataset mnist --data-dir FOLDER` (any TensorFlow Datasets name), `--dataset pictures/ --image-size 32`
 (a folder of images, a sub-folder a class), `--dataset images.npz`.
 """
@@ -148,11 +156,18 @@ def reconstruct(arguments):
 
 
 def generate(arguments):
-    from keras_vqdit import plotting, saving
-    from keras_vqdit.models import LatentDiffusion
+    from keras_vqdit import cli_multimodal, plotting, saving
+    from keras_vqdit.models import LatentDiffusion, MultimodalDiffusion
 
+    if arguments.out is not None and arguments.out.suffix:  # else it is a folder, of a model of several modalities
+        check_out(arguments.out, ".png", ".npz")
+    model = load_trained(arguments, (LatentDiffusion, MultimodalDiffusion))
+    cli_multimodal.settle(arguments, model)
+    if isinstance(model, MultimodalDiffusion):
+        cli_multimodal.generate(arguments, model)
+        return
+    arguments.out = Path("samples.png") if arguments.out is None else arguments.out
     check_out(arguments.out, ".png", ".npz")
-    model = load_trained(arguments, LatentDiffusion)
     labels = None
     if model.num_classes:
         every = f"0-{model.num_classes - 1}"
@@ -215,9 +230,9 @@ def evaluate(arguments):
 
 def export(arguments):
     from keras_vqdit import saving
-    from keras_vqdit.models import VAE, VQVAE, LatentDiffusion
+    from keras_vqdit.models import VAE, VQVAE, LatentDiffusion, MultimodalDiffusion
 
-    model = load_trained(arguments, (VQVAE, VAE, LatentDiffusion))
+    model = load_trained(arguments, (VQVAE, VAE, LatentDiffusion, MultimodalDiffusion))
     card = saving.read_json(arguments.card) if arguments.card else None
     if arguments.format == "preset":
         model.save_to_preset(arguments.out, card)
@@ -337,6 +352,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def build_parser():
     """The parser of all commands."""
+    from keras_vqdit import cli_multimodal
     from keras_vqdit.models.backbones import SIZES
 
     parser = argparse.ArgumentParser(
@@ -415,12 +431,17 @@ def build_parser():
     command.add_argument("--out", type=Path, default=Path("reconstructions.png"), help="where to write the figure")
     command.add_argument("--num-images", type=positive, default=10, help="number of images")
 
-    command = add(commands, "generate", generate, "Draw new images.")
+    command = add(commands, "generate", generate, "Draw new images, or images, sound and text from one another.")
     model_argument(command, "a .keras file of `train diffusion`")
-    sampling_arguments(command)
     command.add_argument("--labels", help="classes, such as 7 or 0-9 or 1,3,5-7; default: all")
-    command.add_argument("--per-label", type=positive, default=5, help="images a class")
-    command.add_argument("--out", type=Path, default=Path("samples.png"), help=".png for a figure, .npz for the arrays")
+    command.add_argument("--per-label", type=positive, help="images a class; default: 5")
+    command.add_argument(
+        "--out",
+        type=Path,
+        help=".png for a figure, .npz for the arrays, and of several modalities a folder; default: samples.png or drawn",
+    )
+    cli_multimodal.generate_arguments(command)
+    cli_multimodal.add_commands(commands, add)
 
     command = add(commands, "evaluate", evaluate, "Measure a tokenizer or a diffusion model on test data.")
     data_arguments(command)

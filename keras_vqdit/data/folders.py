@@ -95,7 +95,7 @@ def _list_files(root, extensions, kind):
 def _read_images(root, files, size):
     """Decode files on all cores. Corrupt ones are named in one warning and left out."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        images = list(pool.map(lambda file: _decode(file[0], size), files))
+        images = list(pool.map(lambda file: decode_image(file[0], size), files))
     corrupt = [str(path) for (path, _), image in zip(files, images, strict=True) if image is None]
     if corrupt:
         named = "\n  ".join(corrupt[:20]) + (f"\n  and {len(corrupt) - 20} more" if len(corrupt) > 20 else "")
@@ -108,7 +108,7 @@ def _read_images(root, files, size):
     return [(*file, image) for file, image in zip(files, images, strict=True) if image is not None]
 
 
-def _decode(path, size):
+def decode_image(path, size):
     """One image file as uint8 `(H, W, 1 or 3)`, transparency laid on white; None if it is corrupt."""
     import tensorflow as tf
 

@@ -32,7 +32,7 @@ class TransformerBlock(layers.Layer):
         context: `(B, S, Dx)`, with `cross_attention` only.
         context_mask: bool `(B, S)`, `True` where the context may be seen. Where none of it may, the block does
             without.
-        mask: bool mask of the self-attention, as in `MultiHeadAttention`.
+        mask: bool mask of the self-attention, as in `MultiHeadAttention`. One of padding, `(B, T)`, goes on to the next layer.
         training: whether to drop.
 
     Returns:
@@ -163,6 +163,10 @@ class TransformerBlock(layers.Layer):
         self, x, condition=None, context=None, context_mask=None, mask=None, x_mask=None, training=None
     ):
         return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+
+    def compute_mask(self, x, previous_mask=None):
+        """The mask of padding `(B, T)` goes on to the next layer; a mask of the attention is no mask of the output."""
+        return previous_mask if previous_mask is not None and len(previous_mask.shape) == 2 else None
 
     # === Config ===
 

@@ -80,7 +80,7 @@ class Filling:
         """
         codes, count = self._given(given or {}, num_samples)
         want = self._wanted(want, given or {})
-        one_of("sampler", sampler, SAMPLERS)
+        one_of("sampler", sampler, tuple(SAMPLERS))
         known = inspect.signature(SAMPLERS[sampler]).parameters.values()
         known = {one.name for one in known if one.kind is one.KEYWORD_ONLY} - {"num_levels"}
         if not set(sampler_options) <= known:
@@ -89,8 +89,9 @@ class Filling:
             )
         number("top_p", top_p, above=0, high=1)
         guidance_scale = number("guidance_scale", guidance_scale)
-        steps = {name: positive_integer("num_steps", _of(num_steps, name, 16)) for name in want}
-        heat = {name: number("temperature", _of(temperature, name, 1.0), 0) for name in want}
+        sampler_options = {name: number(name, value, 0) for name, value in sampler_options.items()}
+        steps = {name: positive_integer("num_steps", n) for name, n in self._each("num_steps", num_steps, want, 16)}
+        heat = {name: number("temperature", x, 0) for name, x in self._each("temperature", temperature, want, 1.0)}
         batch_size = positive_integer("batch_size", batch_size)
         seed = random.randrange(2**30) if seed is None else integer("seed", seed)
         self._make_room(codes, want, given or {}, fill or {})
@@ -120,7 +121,8 @@ class Filling:
             for begin in range(0, count, size):
                 rows = np.minimum(np.arange(begin, begin + size), count - 1)  # the last batch is padded
                 batch = {name: ops.convert_to_tensor(one[rows]) for name, one in codes.items()}
-                scalars = (guidance_scale, steps[stage[0]], np.array([seed, begin], "int32"))
+                seeds = np.array([seed % 2**32, begin], "uint32").astype("int32")  # any integer, by its last 32 bits
+                scalars = (guidance_scale, steps[stage[0]], seeds)
                 filled = run(self._values(), batch, *map(ops.convert_to_tensor, scalars))
                 for name in stage:
                     codes[name][begin : begin + size] = ops.convert_to_numpy(filled[name])[: min(size, count - begin)]
@@ -217,9 +219,10 @@ class Filling:
             )
         codes = {}
         for name, value in given.items():
-            value = [value] if isinstance(value, str) else value
-            if not isinstance(self.tokenizers[name], keras.layers.Layer) and not hasattr(value, "shape"):
-                value = self.tokenizers[name].encode(value)
+            value = [value] if isinstance(value, (str, bytes)) else value
+            if not isinstance(self.tokenizers[name], keras.layers.Layer):
+                raw = are_texts(value) or not hasattr(value, "shape")
+                value = self.tokenizers[name].encode(list(value)) if raw else value
             value = value if hasattr(value, "dtype") else np.asarray(value)
             value = value.astype("float32") if value.dtype == np.float64 else value
             if np.asarray(value).dtype.kind == "f" and not np.all(np.isfinite(value)):
@@ -246,13 +249,23 @@ class Filling:
         return {name: codes[name] for name in self.modalities}, count
 
     def _wanted(self, want, given):
-        want = [want] if isinstance(want, str) else want
+        want = want if want is None or isinstance(want, (list, tuple, dict)) else [want]
         want = [name for name in self.modalities if name not in given] if want is None else list(want)
-        if not want or len(set(want)) < len(want) or not set(want) <= set(self.modalities):
+        if not want or any(name not in self.modalities for name in want) or len(set(want)) < len(want):
             raise ValueError(
                 f"`want` must list modalities among {list(self.modalities)}, each once, at least one. Received: want={want}"
             )
         return want
+
+    def _each(self, argument, value, want, default):
+        """A setting of each wanted modality, where it is one for all or a dict: pairs."""
+        if not isinstance(value, dict):
+            return [(name, value) for name in want]
+        if not set(value) <= set(self.modalities):
+            raise ValueError(
+                f"`{argument}` must be of modalities among {list(self.modalities)}. Received: {argument}={value}"
+            )
+        return [(name, value.get(name, default)) for name in want]
 
     def _make_room(self, codes, want, given, fill):
         """Mask what shall be drawn of what is given."""
@@ -348,6 +361,8 @@ class Filling:
         return {name: ops.minimum(filled[name], mask) for name, mask in self.mask_codes.items()}
 
 
-def _of(value, name, default):
-    """A setting of a modality, where it is one for all or a dict."""
-    return value.get(name, default) if isinstance(value, dict) else value
+def are_texts(x):
+    """Whether it is an array, a list or a tuple of texts."""
+    if isinstance(x, np.ndarray):
+        return x.dtype.kind in "USO"
+    return isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(one, (str, bytes)) for one in x)

@@ -95,7 +95,7 @@ class GenerativeModel(FromPreset, DistributedModel):
                 f"`ema_decay=None`. Received: {len(shapes[1])} weights, rebuilt with {len(shapes[0])}"
             )
         for average, weight in zip(self.ema_transformer.weights, self.transformer.weights, strict=True):
-            average.assign(weight)
+            average.assign(ops.copy(weight))  # JAX would share the buffer, and can not give it away twice
         self.ema_steps.assign(0.0)
 
     def check_average(self):
@@ -170,10 +170,12 @@ class GenerativeModel(FromPreset, DistributedModel):
         """Check arrays as a whole before the first step: once compiled, values are not known.
 
         Raises:
-            ValueError: if they differ in their number of examples, or sample weights have a wrong shape.
+            ValueError: if there are none, they differ in their number of examples, or sample weights have a wrong shape.
         """
         if not isinstance(x, dict):
             return
+        if not x:
+            raise ValueError("The data must hold at least one key. Received: an empty dict")
         sizes = {key: len(value) for key, value in x.items() if hasattr(value, "shape") and value.shape}
         if len(set(sizes.values())) > 1:
             raise ValueError(f"The data must have equally many examples under every key. Received: {sizes}")

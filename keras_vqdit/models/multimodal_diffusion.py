@@ -7,11 +7,12 @@ from keras import ops
 from keras_vqdit.checks import fits, known_values, number
 from keras_vqdit.diffusion import MaskedDiffusion
 from keras_vqdit.models.code_transformer import CodeTransformer
-from keras_vqdit.models.filling import Filling
+from keras_vqdit.models.filling import Filling, are_texts
 from keras_vqdit.models.generative_model import GenerativeModel
 from keras_vqdit.saving import Endpoint
 
 UNKNOWN = -1  # a code that is not known, and trains nothing
+INVALID = -2  # one that is none: of data that are not finite, or out of range in a data set
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
@@ -25,7 +26,8 @@ class MultimodalDiffusion(Filling, GenerativeModel):
 
     Batches are dicts. Of a modality they hold data (floats, which are encoded anew each time) or its codes (integers), made
     once by `keras_vqdit.data.encode_codes`. A modality that is missing, as a whole, for some examples (`"has_NAME"`, bool (B,)),
-    or in single codes (-1), is masked and trains nothing.
+    or in single codes (-1), is masked and trains nothing. The loss of an example is NaN where data are not finite or codes out of
+    range, so that `fit` skips the step and says so.
 
     A moving average of the network's weights (`ema_transformer`) is kept while training, and is what `evaluate`, `generate` and
     `score` use.
@@ -51,10 +53,12 @@ class MultimodalDiffusion(Filling, GenerativeModel):
         training: the moving average learns, and modalities are hidden, in training only.
 
     Returns:
-        Dict of `"loss"` (B,), and for each modality `"NAME_loss"` (B,), in nats a code, and `"NAME_present"` (B,), 1 or 0.
+        Dict of `"loss"` (B,), and for each modality `"NAME_loss"` (B,), in nats a code, and `"NAME_present"` (B,), 1 where the
+        example counts in the mean that is logged as `NAME_loss`, 0 where it lacks the modality or trains without it.
 
     Raises:
-        ValueError: if an argument has an impossible value, or the data hold none of the modalities.
+        TypeError: if a tokenizer or the process is none.
+        ValueError: if an argument has an impossible value, the data hold none of the modalities, or shapes do not fit.
 
     Example:
 
@@ -160,26 +164,25 @@ class MultimodalDiffusion(Filling, GenerativeModel):
         logits = network(noisy, training=training)
         outputs, total = {}, 0.0
         for name in self.modalities:
-            masked, t = hidden[name]
+            masked, t, present = hidden[name]
             known = ops.maximum(codes[name], 0)
             loss = self.process.loss(logits[name], known, masked, t, num_levels=self.levels.get(name))
-            axes = tuple(range(1, len(codes[name].shape)))
-            outputs[f"{name}_loss"] = loss
-            outputs[f"{name}_present"] = ops.cast(ops.any(codes[name] != UNKNOWN, axis=axes), "float32")
+            invalid = ops.any(codes[name] == INVALID, axis=_but_first(codes[name]))
+            outputs[f"{name}_loss"] = loss = ops.where(invalid, float("nan"), loss)
+            outputs[f"{name}_present"] = ops.cast(present, "float32")
             total = total + self.shares[name] * loss
         return {"loss": total / sum(self.shares.values()), **outputs}
 
     def _add_noise(self, name, codes, training):
-        """Codes with masks, which of them are to be predicted, and the times."""
+        """Codes with masks, which of them are to be predicted, the times, and which examples have any to predict."""
         mask, levels = self.mask_codes[name], self.levels.get(name)
         noisy, masked, t = self.process(ops.maximum(codes, 0), mask_code=mask, num_levels=levels)
-        known = codes != UNKNOWN
+        known = codes >= 0
         if training and self.hidden_rate:
             chance = keras.random.uniform(ops.shape(t), dtype="float32", seed=self.seed_generator)
-            shown = ops.reshape(chance >= self.hidden_rate, (-1, *(1,) * (len(codes.shape) - 1)))
             # What is hidden on top of its time trains nothing: its bound holds for times that were drawn evenly.
-            return ops.where(known & shown, noisy, mask), masked & known & shown, t
-        return ops.where(known, noisy, mask), masked & known, t
+            known = known & ops.reshape(chance >= self.hidden_rate, (-1, *(1,) * (len(codes.shape) - 1)))
+        return ops.where(known, noisy, mask), masked & known, t, ops.any(known, axis=_but_first(codes))
 
     def codes(self, inputs):
         """The codes of a batch.
@@ -188,10 +191,11 @@ class MultimodalDiffusion(Filling, GenerativeModel):
             inputs: as of the call.
 
         Returns:
-            Dict of all modalities, int32 `(B, *code_shape)`, -1 where they are missing.
+            Dict of all modalities, int32 `(B, *code_shape)`, -1 where they are missing, and -2 where a compiled program gets
+            data that are not finite, or codes out of range.
 
         Raises:
-            ValueError: if there is none, or one has a wrong shape.
+            ValueError: if there is none, one has a wrong shape or another number of examples, or known codes are out of range.
         """
         inputs = self._as_dict(inputs)
         there = [name for name in self.modalities if inputs.get(name) is not None]
@@ -199,13 +203,17 @@ class MultimodalDiffusion(Filling, GenerativeModel):
             raise ValueError(
                 f"The data must have at least one of the keys {list(self.modalities)}. Received: keys {sorted(inputs)}"
             )
+        flags = [f"has_{name}" for name in there if inputs.get(f"has_{name}") is not None]
+        sizes = {key: inputs[key].shape[0] for key in (*there, *flags)}
+        if len({*sizes.values()} - {None}) > 1:
+            raise ValueError(f"The data must have equally many examples under every key. Received: {sizes}")
         codes = {name: self._encode(name, inputs[name]) for name in there}
         batch = ops.shape(codes[there[0]])[0]
         for name in self.modalities:
             shape = self.code_shapes[name]
             if name not in codes:
                 codes[name] = ops.full((batch, *shape), UNKNOWN, "int32")
-            elif inputs.get(f"has_{name}") is not None:
+            elif f"has_{name}" in flags:
                 present = ops.reshape(ops.cast(inputs[f"has_{name}"], "bool"), (-1, *(1,) * len(shape)))
                 codes[name] = ops.where(present, codes[name], UNKNOWN)
         return codes
@@ -219,11 +227,16 @@ class MultimodalDiffusion(Filling, GenerativeModel):
 
     def _encode(self, name, x):
         """Data, or codes, of a modality as codes."""
-        dtype = keras.backend.standardize_dtype(x.dtype)
-        if keras.backend.is_float_dtype(dtype):
+        dtype = x.dtype.name if isinstance(x, np.ndarray) else keras.backend.standardize_dtype(x.dtype)
+        if "float" in dtype:
             if not isinstance(self.tokenizers[name], keras.layers.Layer):
                 raise ValueError(f'"{name}" must be codes, integers, in a data set. Received: dtype={dtype}')
-            return ops.stop_gradient(ops.cast(self.tokenizers[name].encode(x), "int32"))
+            shape = getattr(self.tokenizers[name], "example_shape", None)
+            if shape is not None and not fits(x.shape[1:], shape):
+                raise ValueError(f'"{name}" must be of shape {(None, *shape)}. Received: {tuple(x.shape)}')
+            codes = ops.stop_gradient(ops.cast(self.tokenizers[name].encode(x), "int32"))
+            finite = ops.all(ops.isfinite(x), axis=_but_first(x))
+            return ops.where(ops.reshape(finite, (-1, *(1,) * (len(codes.shape) - 1))), codes, INVALID)
         if "int" not in dtype:
             raise ValueError(
                 f'"{name}" must be floats for its tokenizer, or integer codes: encode texts in a data set first, as '
@@ -240,19 +253,21 @@ class MultimodalDiffusion(Filling, GenerativeModel):
                 f'Codes of "{name}" must be from 0 to {self.mask_codes[name] - 1}, or -1 where they are missing. '
                 f"Received: codes from {values.min()} to {values.max()}"
             )
-        return ops.cast(x, "int32")
+        x = ops.cast(x, "int32")
+        return ops.where((x >= UNKNOWN) & (x < self.mask_codes[name]), x, INVALID)
 
     def prepare_arrays(self, x):
         """Texts among arrays become codes; codes are checked as a whole."""
-        x = x if isinstance(x, dict) or not isinstance(x, (list, np.ndarray)) else self._as_dict(x)
+        x = self._as_dict(x) if isinstance(x, list) or hasattr(x, "shape") else x
         if not isinstance(x, dict):
             return x
         x = dict(x)
         for name in self.modalities:
-            if name in x and _are_texts(x[name]):
+            texts = are_texts(x.get(name))
+            if texts and not isinstance(self.tokenizers[name], keras.layers.Layer):
                 x[name] = np.asarray(self.tokenizers[name].encode(list(x[name])))
-            elif isinstance(x.get(name), np.ndarray) and x[name].dtype.kind in "iu":
-                self._encode(name, x[name])
+            elif texts or (isinstance(x.get(name), np.ndarray) and x[name].dtype.kind in "iu"):
+                self._encode(name, np.asarray(x[name]))
         return x
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -336,7 +351,5 @@ def _described(name, tokenizer):
     }
 
 
-def _are_texts(x):
-    if isinstance(x, np.ndarray):
-        return x.dtype.kind in "UO"
-    return isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(one, str) for one in x)
+def _but_first(x):
+    return tuple(range(1, len(x.shape)))

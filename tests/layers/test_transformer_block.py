@@ -61,6 +61,14 @@ def test_mask_is_that_of_the_self_attention():
     np.testing.assert_allclose(numpy(layer(X, mask=mask)), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("rank", [2, 3, 4])
+def test_a_mask_of_the_attention_is_none_of_the_output(rank):
+    """Keras would weight a loss by it."""
+    mask = ops.ones((2, 5) if rank == 2 else (2, *(1,) * (rank - 3), 5, 5), "bool")
+    kept = getattr(make()(X, mask=mask), "_keras_mask", None)
+    assert (kept is not None) == (rank == 2)
+
+
 def test_activation_can_be_chosen():
     gelu, relu = make(), make(activation="relu")
     randomize(gelu)

@@ -80,6 +80,49 @@ def test_fit_on_data_codes_and_texts():
     assert scores["text_loss"] > 0 and scores["image_loss"] == 0
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="makes data sets of TensorFlow's")
+def test_a_step_on_bad_data_is_skipped():
+    """NaN pixels have codes, too, and a compiled program can not raise: the loss must tell."""
+    import tensorflow as tf
+
+    model, (_, codes) = small(trained_vqvae()), alike(8)
+    model.compile("adam", jit_compile=False)
+    hole = images()
+    hole[1, 3, 3] = np.nan
+    history = model.fit({"image": hole, "text": CAPTIONS}, batch_size=4, shuffle=False, verbose=0).history
+    assert model.skipped_steps == 1 and np.isfinite(history["loss"]).all()
+    absent = {"image": hole, "has_image": np.arange(8) != 1, "text": CAPTIONS}
+    model.fit(absent, batch_size=4, verbose=0)
+    assert model.skipped_steps == 1
+    for wrong in (16, 99, -2):
+        image = np.array(codes["image"])
+        image[1, 0, 0] = wrong
+        data = tf.data.Dataset.from_tensor_slices({"image": image}).batch(4)
+        assert np.isnan(model.evaluate(data, verbose=0, return_dict=True)["loss"])
+
+
+def test_hidden_modalities_do_not_lower_what_is_logged():
+    model, (_, codes) = small(hidden_rate=0.5), alike(4000)
+    outputs = model(codes, training=True)
+    loss, present = np.array(outputs["text_loss"]), np.array(outputs["text_present"])
+    assert abs(present.mean() - 0.5) < 0.05 and not loss[present == 0].any()
+    assert np.average(loss, weights=present) == pytest.approx(np.log(4), rel=0.15)
+
+
+@pytest.mark.parametrize("texts", [np.array(["ab", "b"]), np.array([b"ab", b"b"]), [b"ab", b"b"]], ids=repr)
+def test_texts_may_be_arrays_and_bytes(texts):
+    model = small()
+    expected = model.tokenizers["text"].encode(["ab", "b"])
+    np.testing.assert_array_equal(model._given({"text": texts}, None)[0]["text"], expected)
+    np.testing.assert_array_equal(model.prepare_arrays({"text": texts})["text"], expected)
+
+
+def test_one_modality_needs_no_dict():
+    model = MultimodalDiffusion({"text": text_tokenizer()}, 16, 2, num_layers=1)
+    codes = ops.convert_to_tensor(alike(8)[1]["text"])
+    assert set(model._with_weights(codes, None, np.ones(8))) == {"text", "sample_weight"}
+
+
 def test_an_untrained_model_knows_nothing():
     """The last layer starts at zero: the bound is log K for every code, up to the noise of times and masks."""
     model = small()
@@ -249,6 +292,8 @@ def test_the_seed_tells_all_whatever_the_batches(trained):
         for name, one in whole.items():
             np.testing.assert_array_equal(one, other[name])
     assert any(np.any(one != draw(seed=4)[name]) for name, one in whole.items())
+    for name, one in draw(seed=-5).items():  # any integer, by its last 32 bits
+        np.testing.assert_array_equal(one, draw(seed=2**40 - 5)[name])
 
 
 # === Scoring ===
@@ -282,6 +327,15 @@ def test_errors():
         ({"smell": 1}, None, "What is given must be a dict of modalities among"),
         ({"text": ["a"]}, ["smell"], "`want` must list modalities among"),
         ({"text": ["a"]}, [], "`want` must list modalities among"),
+        ({"text": ["a"]}, ["image", "image"], "`want` must list modalities among"),
+        ({"text": ["a"]}, 3, "`want` must list modalities among"),
+        ({"text": ["a"]}, [["image"]], "`want` must list modalities among"),
+        ({"image": ["a"]}, ["text"], '"image" must be floats for its tokenizer, or integer codes'),
+        (
+            {"image": np.zeros((1, 8, 8, 1), "uint8")},
+            ["text"],
+            r"\(None, 2, 2\). Received: \(1, 8, 8, 1\); data must be floats",
+        ),
         ({"image": codes["image"]}, ["image"], '"image" is known already'),
         ({"text": ["a"], "image": codes["image"]}, ["audio"], "must agree on the number of examples"),
         ({"image": codes["image"] + 99}, ["text"], "must be from 0 to 15"),
@@ -294,6 +348,16 @@ def test_errors():
         model.generate({"text": ["a"]}, ["image"], eta=1, verbose=0)
     with pytest.raises(ValueError, match="`num_steps` must be a positive integer"):
         model.generate({"text": ["a"]}, ["image"], num_steps={"image": 0}, verbose=0)
+    with pytest.raises(ValueError, match="`temperature` must be of modalities among"):
+        model.generate({"text": ["a"]}, ["image"], temperature={"picture": 0}, verbose=0)
+    with pytest.raises(ValueError, match="`noise` must be a finite number"):
+        model.generate({"text": ["a"]}, ["image"], noise=float("nan"), verbose=0)
+    with pytest.raises(ValueError, match="must have equally many examples under every key"):
+        model({"image": codes["image"], "text": codes["text"][:3]})
+    with pytest.raises(ValueError, match="must have equally many examples under every key"):
+        model({"image": codes["image"], "has_image": np.ones(3, bool)})
+    with pytest.raises(ValueError, match=r'"image" must be of shape \(None, 8, 8, 1\). Received: \(4, 8, 8\)'):
+        small(trained_vqvae())({"image": np.zeros((4, 8, 8), "float32")})
     with pytest.raises(ValueError, match="must have at least one of the keys"):
         model({"label": np.zeros(3)})
     with pytest.raises(ValueError, match="must be of a modality that is not given"):
@@ -307,6 +371,9 @@ def test_errors():
     with pytest.raises(ValueError, match="A diffusion model has no targets"):
         model.compile("adam")
         model.fit(codes, np.zeros(4))
+    for method in (model.fit, model.evaluate):
+        with pytest.raises(ValueError, match="must hold at least one key. Received: an empty dict"):
+            method({}, verbose=0)
 
 
 # === Files ===

@@ -1,0 +1,246 @@
+"""The commands of models of several modalities: `generate` of them, `infill`, `complete`, `classify` and `retrieve`."""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+
+from keras_vqdit.cli import check_out, load_trained, model_argument, positive, scale
+from keras_vqdit.cli_files import WRITERS, kind_of, one_line, read, read_candidates, read_given
+from keras_vqdit.saving import check_writable
+
+REGIONS = ("top", "bottom", "left", "right")
+# Options of `generate`, and their defaults, by the class of the model.
+OPTIONS = {
+    "LatentDiffusion": {"sampler": "dpmpp_2m", "guidance_scale": 1.5, "labels": None, "per_label": 5},
+    "MultimodalDiffusion": {
+        "sampler": "confidence",
+        "guidance_scale": 1.0,
+        "given": (),
+        "want": None,
+        "num_samples": 8,
+        "temperature": 1.0,
+    },
+}
+
+
+# === Commands ===
+
+
+def generate(arguments, model):
+    """The command `generate` of a model that `load_trained` has read."""
+    out = Path("drawn") if arguments.out is None else arguments.out
+    if out.suffix in (".png", ".npz") or (out.exists() and not out.is_dir()):
+        raise ValueError(f"--out must be a folder, for several kinds of files. Received: {out}")
+    given = read_given(model, arguments.given, arguments.num_samples)
+    want = None if arguments.want is None else [name.strip() for name in arguments.want.split(",")]
+    for name in model.modalities if want is None else want:
+        if name in model.modalities:  # what is not, `generate` complains about
+            kind_of(model, name)
+    check_writable(out / "text.txt")
+    drawn = model.generate(
+        given, want, **sampling(arguments), **({} if given else {"num_samples": arguments.num_samples})
+    )
+    for name, data in drawn.items():
+        for path in WRITERS[kind_of(model, name)](out, name, data, model.tokenizers[name]):
+            print(f"wrote {path}")
+
+
+def infill(arguments):
+    from keras_vqdit import plotting, tasks
+
+    check_out(arguments.out, ".png")
+    model = load_multimodal(arguments, "image")
+    given = read_given(model, arguments.given, arguments.num_samples)
+    image = read(model, "image", arguments.image)
+    mask = region_mask(arguments.region, image.shape[1:3])
+    images = np.repeat(image, arguments.num_samples, axis=0)
+    drawn = tasks.infill_image(model, images, mask, given=given, **sampling(arguments))
+    shown = np.where(mask[..., None], np.float32(0), image)  # grey, where it is drawn anew
+    plotting.image_grid(
+        np.concatenate([image, shown, drawn]),
+        rows=1,
+        column_labels=["given", "kept", *range(1, len(drawn) + 1)],
+        title=f"The {arguments.region} drawn anew",
+        path=arguments.out,
+    )
+    print(f"wrote {arguments.out}")
+
+
+def complete(arguments):
+    from keras_vqdit import tasks
+
+    model = load_multimodal(arguments, "text")
+    given = read_given(model, arguments.given, arguments.num_samples)
+    texts = tasks.complete_text(model, [arguments.text] * arguments.num_samples, given=given, **sampling(arguments))
+    table(("times", "text"), [(str(count), one_line(text)) for text, count in Counter(texts).most_common()])
+
+
+def classify(arguments):
+    ranking, scores, candidates = rank(arguments)
+    odds = np.exp(scores - scores.max())
+    shares = odds / odds.sum()
+    rows = [(f"{shares[i]:.3f}", f"{scores[i]:.2f}", name) for i, name in enumerate(candidates)]
+    table(("share", "nats", "candidate"), rows)
+    print(f"best: {candidates[ranking[0]]}")
+
+
+def retrieve(arguments):
+    ranking, scores, candidates = rank(arguments)
+    rows = [(str(place), f"{scores[i]:.2f}", candidates[i]) for place, i in enumerate(ranking, 1)]
+    table(("rank", "nats", "candidate"), rows)
+
+
+def rank(arguments):
+    """The ranking and scores of the candidates for what is given, and their names."""
+    from keras_vqdit import tasks
+
+    model = load_multimodal(arguments)
+    given = read_given(model, arguments.given)
+    name, values = read_candidates(model, arguments.candidates)
+    ranking, scores = tasks.retrieve(
+        model,
+        given,
+        {name: values if isinstance(values[0], str) else np.concatenate(values)},
+        subtract_prior=arguments.subtract_prior,
+        num_samples=arguments.num_samples,
+        seed=arguments.seed,
+    )
+    return ranking[0], scores[0], [one_line(one.removeprefix(f"{name}=")) for one in arguments.candidates]
+
+
+# === What they share ===
+
+
+def load_multimodal(arguments, kind=None):
+    """The model of `--model` or `--preset`, which must have a modality of the name `kind`."""
+    from keras_vqdit.models import MultimodalDiffusion
+
+    model = load_trained(arguments, MultimodalDiffusion)
+    if kind is not None and kind not in model.modalities:
+        raise ValueError(f'The model must have the modality "{kind}". Received: one of {list(model.modalities)}')
+    return model
+
+
+def region_mask(region, size):
+    """Bool `(H, W)`, `True` in a half of the image."""
+    row, column = np.indices(size)
+    lower, right = row >= size[0] // 2, column >= size[1] // 2
+    return {"top": ~lower, "bottom": lower, "left": ~right, "right": right}[region]
+
+
+def table(head, rows):
+    """Print rows of strings, numbers to the right and what is named to the left."""
+    for *numbers, name in [head, *rows]:
+        print("  ".join([*(f"{number:>8}" for number in numbers), name]))
+
+
+# === Arguments ===
+
+
+def settle(arguments, model):
+    """Fill in the defaults of `generate` that depend on the model, and complain about options of other models."""
+    from keras_vqdit.diffusion import SAMPLERS
+    from keras_vqdit.diffusion.unmasking import SAMPLERS as UNMASKING
+
+    own = "MultimodalDiffusion" if hasattr(model, "modalities") else "LatentDiffusion"
+    for options in OPTIONS.values():
+        for name in options:
+            if name not in OPTIONS[own] and getattr(arguments, name) is not None:
+                known = ", ".join(f"--{one.replace('_', '-')}" for one in OPTIONS[own])
+                raise ValueError(f"A {own} takes {known}. Received: --{name.replace('_', '-')}")
+    for name, default in OPTIONS[own].items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, default)
+    samplers = sorted(UNMASKING if own == "MultimodalDiffusion" else SAMPLERS)
+    if arguments.sampler not in samplers:
+        raise ValueError(f"--sampler of a {own} must be one of {', '.join(samplers)}. Received: {arguments.sampler}")
+
+
+def sampling(arguments):
+    """The arguments of `MultimodalDiffusion.generate` that all commands have."""
+    names = ("num_steps", "sampler", "guidance_scale", "temperature", "seed", "verbose")
+    return {name: getattr(arguments, name) for name in names}
+
+
+def add_commands(commands, add):
+    """Add the commands of this file to those of `cli.build_parser`, by its function `add`."""
+    for name, run, text in (
+        ("infill", infill, "Draw a half of an image anew."),
+        ("complete", complete, "Continue a text."),
+        ("classify", classify, "Tell which of several texts describes an image or a sound best."),
+        ("retrieve", retrieve, "Rank images, sounds or texts by how well they go with what is given."),
+    ):
+        command = add(commands, name, run, text)
+        model_argument(command, "a .keras file of a MultimodalDiffusion")
+        given_argument(command, required=name in ("classify", "retrieve"))
+        if name in ("infill", "complete"):
+            draw_arguments(command)
+            continue
+        command.add_argument(
+            "--candidates", nargs="+", required=True, help="texts; or NAME=VALUE, as of --given, of one NAME"
+        )
+        command.add_argument(
+            "--num-samples", type=positive, default=16, help="times, with masks of their own, that a score averages"
+        )
+        command.add_argument(
+            "--subtract-prior",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="score how much likelier a candidate is than if nothing were given",
+        )
+    infilling, completing = commands.choices["infill"], commands.choices["complete"]
+    infilling.add_argument("--image", type=Path, required=True, help="an image file")
+    infilling.add_argument("--region", choices=REGIONS, default="bottom", help="what to draw anew")
+    infilling.add_argument("--out", type=Path, default=Path("infilled.png"), help="where to write the figure")
+    completing.add_argument("--text", required=True, help="how the texts begin")
+
+
+def given_argument(command, required=False):
+    command.add_argument(
+        "--given",
+        action="append",
+        required=required,
+        metavar="NAME=VALUE",
+        help='what is known, such as text="a handwritten seven", image=FILE.png or audio=FILE.wav; may be repeated',
+    )
+
+
+def draw_arguments(command):
+    from keras_vqdit.diffusion.unmasking import SAMPLERS
+
+    defaults = OPTIONS["MultimodalDiffusion"]
+    command.add_argument("--num-samples", type=positive, default=defaults["num_samples"], help="how many to draw")
+    command.add_argument("--num-steps", type=positive, default=20, help="steps of the sampler")
+    command.add_argument("--sampler", choices=sorted(SAMPLERS), default=defaults["sampler"], help="which sampler")
+    command.add_argument(
+        "--guidance-scale", type=scale, default=defaults["guidance_scale"], help="guidance by --given; 1 is off"
+    )
+    command.add_argument(
+        "--temperature", type=scale, default=defaults["temperature"], help="of what is drawn; 0 takes the likeliest"
+    )
+
+
+def generate_arguments(command):
+    """The options of `generate`, whose defaults depend on the model, see `settle`."""
+    from keras_vqdit.diffusion import SAMPLERS
+    from keras_vqdit.diffusion.unmasking import SAMPLERS as UNMASKING
+
+    command.add_argument("--num-steps", type=positive, default=20, help="steps of the sampler")
+    command.add_argument(
+        "--sampler",
+        choices=sorted({*SAMPLERS, *UNMASKING}),
+        help=f"which sampler; default: dpmpp_2m, and of several modalities, which have {' and '.join(sorted(UNMASKING))}, "
+        "confidence",
+    )
+    command.add_argument(
+        "--guidance-scale",
+        type=scale,
+        help="classifier-free guidance; 1 is off; default: 1.5, and of several modalities 1",
+    )
+    several = command.add_argument_group("models of several modalities")
+    given_argument(several)
+    several.add_argument("--want", metavar="NAMES", help="what to draw, such as image,audio; default: all the others")
+    several.add_argument("--num-samples", type=positive, help="how many to draw; default: 8")
+    several.add_argument("--temperature", type=scale, help="of what is drawn; 0 takes the likeliest; default: 1")

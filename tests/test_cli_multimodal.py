@@ -1,0 +1,143 @@
+"""The commands of several modalities, on an untrained model: what they write and print, and errors that say what is valid."""
+
+import keras
+import matplotlib.image
+import numpy as np
+import pytest
+
+import keras_vqdit as kv
+from keras_vqdit import cli, cli_files, cli_multimodal
+from tests.models.small import small_vqvae
+from tests.models.test_audio_tokenizer import LENGTH, tiny
+from tests.models.test_multimodal_diffusion import text_tokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with a preset, and a file of each kind."""
+    path = tmp_path_factory.mktemp("several")
+    keras.utils.set_random_seed(0)
+    tokenizers = {"image": small_vqvae(), "audio": tiny(), "text": text_tokenizer()}
+    kv.MultimodalDiffusion(tokenizers, 16, 2, num_layers=1, seed=0).save_to_preset(path / "preset")
+    matplotlib.image.imsave(path / "a.png", np.indices((28, 28))[0] / 27, cmap="gray", vmin=0, vmax=1)
+    matplotlib.image.imsave(path / "b.png", np.zeros((8, 8)), cmap="gray", vmin=0, vmax=1)
+    (path / "broken.png").write_text("not an image")
+    sound = np.sin(np.arange(100) * 0.3).astype("float32")
+    kv.data.write_wav(path / "a.wav", 0.1 * sound, 8000)
+    kv.data.write_wav(path / "fast.wav", sound, 16000)
+    return path
+
+
+@pytest.fixture
+def run(folder, capsys, monkeypatch):
+    """A function that runs a command beside the files, and returns its status and what it printed."""
+    monkeypatch.chdir(folder)
+
+    def call(command, *arguments):
+        source = ["--preset", "preset", "--verbose", "0"]
+        if command in ("generate", "infill", "complete"):
+            source += ["--num-steps", "2"]
+        status = cli.main([command, *source, *map(str, arguments)])
+        printed = capsys.readouterr()
+        return status, printed.out + printed.err
+
+    return call
+
+
+def test_generate_writes_what_is_wanted(run, folder):
+    arguments = ["--given", "text=ab", "--want", "image,audio", "--num-samples", 2]
+    status, printed = run("generate", *arguments, "--out", "drawn", "--guidance-scale", 2, "--temperature", 0.5)
+    assert status == 0
+    names = {"image.png", "audio-0.wav", "audio-1.wav", "spectrograms.png"}
+    assert {path.name for path in (folder / "drawn").iterdir()} == names
+    assert all(f"wrote drawn/{name}" in printed for name in names)
+    assert (folder / "drawn/image.png").read_bytes().startswith(b"\x89PNG")
+    audio, rate = kv.data.read_wav(folder / "drawn/audio-1.wav")
+    assert len(audio) == LENGTH and rate == 8000
+
+
+def test_generate_takes_files_and_the_other_sampler(run, folder):
+    arguments = ["--given", "image=a.png", "--given", "audio=a.wav", "--num-samples", 3, "--sampler", "ancestral"]
+    assert run("generate", *arguments, "--out", "texts", "--seed", 1)[0] == 0
+    first = (folder / "texts/text.txt").read_text(encoding="utf-8")
+    assert len(first.splitlines()) == 3
+    assert run("generate", *arguments, "--out", "texts", "--seed", 1)[0] == 0
+    assert (folder / "texts/text.txt").read_text(encoding="utf-8") == first
+
+
+def test_files_become_what_the_tokenizers_take(folder):
+    image = cli_files.read_image(folder / "a.png", (8, 8, 1))
+    assert image.shape == (1, 8, 8, 1) and image.dtype == "float32"
+    assert np.all(np.diff(image[0, :, 0, 0]) > 0) and -1 <= image.min() < -0.8 and 0.8 < image.max() <= 1
+    sound = cli_files.read_sound(folder / "a.wav", 128, 8000)
+    assert sound.shape == (1, 128, 1) and np.max(np.abs(sound)) == 1.0 and not sound[0, :14].any()
+
+
+def test_infill(run, folder):
+    assert run("infill", "--image", "a.png", "--region", "left", "--num-samples", 2, "--out", "infilled.png")[0] == 0
+    assert (folder / "infilled.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_complete(run):
+    status, printed = run("complete", "--text", "ab", "--num-samples", 5)
+    head, *rows = printed.splitlines()
+    assert status == 0 and head.split() == ["times", "text"]
+    assert sum(int(row.split()[0]) for row in rows) == 5 and all(row.split()[1].startswith("ab") for row in rows)
+
+
+def test_classify(run):
+    status, printed = run("classify", "--given", "image=a.png", "--candidates", "ab", "ba", "--num-samples", 2)
+    head, *rows, best = printed.splitlines()
+    assert status == 0 and head.split() == ["share", "nats", "candidate"] and best == "best: ab"
+    assert [row.split() for row in rows] == [["0.500", "0.00", "ab"], ["0.500", "0.00", "ba"]]  # it is untrained
+
+
+def test_retrieve(run):
+    status, printed = run(
+        "retrieve", "--given", "text=ab", "--candidates", "image=b.png", "image=a.png", "--no-subtract-prior"
+    )
+    head, *rows = printed.splitlines()
+    assert status == 0 and head.split() == ["rank", "nats", "candidate"]
+    assert [row.split()[::2] for row in rows] == [["1", "b.png"], ["2", "a.png"]]
+    assert rows[0].split()[1].startswith("-")
+
+
+def test_export_and_inspect(run, folder):
+    assert run("export", "--out", "copy", "--format", "preset")[0] == 0
+    assert cli.main(["inspect", "copy"]) == 0
+    assert cli.main(["inspect", str(folder / "preset")]) == 0
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["generate", "--given", "smell=ab"], "--given must be NAME=VALUE, with each NAME of audio, image, text"),
+        (["generate", "--given", "ab"], "Received: 'ab'"),
+        (["generate", "--given", "text=a", "--given", "text=b"], "at most once. Received: 'text=b'"),
+        (["generate", "--given", "text=ab", "--want", "smell"], "`want` must list modalities among"),
+        (["generate", "--given", "text=ab", "--want", ""], "`want` must list modalities among"),
+        (["generate", "--given", "text=ab", "--want", "text,image", "--out", "a.png"], "--out must be a folder"),
+        (["generate", "--out", "a.wav"], "--out must end in .png or .npz"),
+        (["generate", "--given", "text=a", "--given", "image=a.png", "--given", "audio=a.wav"], "at least one"),
+        (["generate", "--given", "image=missing.png"], "No such file: missing.png"),
+        (["generate", "--given", "image=broken.png"], "broken.png must be an image"),
+        (["generate", "--given", "audio=missing.wav"], "No such file: missing.wav"),
+        (["generate", "--given", "audio=fast.wav"], "fast.wav must have 8000 samples a second"),
+        (["generate", "--sampler", "ddim"], "--sampler of a MultimodalDiffusion must be one of ancestral, confidence"),
+        (["generate", "--labels", "7"], "Received: --labels"),
+        (["infill", "--image", "missing.png"], "No such file: missing.png"),
+        (["infill", "--image", "a.png", "--out", "a.jpg"], "--out must end in .png"),
+        (["complete", "--text", "abab"], '"text" is known already'),
+        (["classify", "--given", "text=ab", "--candidates", "ab"], "must be of a modality that is not given"),
+        (["retrieve", "--given", "text=ab", "--candidates", "image=a.png", "ab"], "with one NAME of"),
+    ],
+)
+def test_errors(run, arguments, message):
+    status, printed = run(*arguments)
+    assert status == 2 and message in printed
+
+
+def test_options_of_the_other_class():
+    arguments = cli.build_parser().parse_args(["generate", "--model", "x", "--given", "text=a"])
+    with pytest.raises(ValueError, match="A LatentDiffusion takes --sampler, .*Received: --given"):
+        cli_multimodal.settle(arguments, object())
