@@ -155,8 +155,12 @@ class ReplicaSteps:
         variables = [*self.model.trainable_variables, *self._state]
 
         def predict(values, x):
+            # A replica without examples runs on one of zeros: some kernels of TensorFlow fail for none.
+            count = ops.shape(keras.tree.flatten(x)[0])[0]
+            x = keras.tree.map_structure(lambda one: _with_one(one, count), x)
             with keras.StatelessScope(list(zip(variables, values, strict=True))):
-                return self.model(x, training=False)
+                outputs = self.model(x, training=False)
+            return keras.tree.map_structure(lambda one: one[:count], outputs)
 
         return self._program("predict", variables, predict)(local_values(variables), x)
 
@@ -454,6 +458,14 @@ def _assign_here(variable, value):
     copy = variable._value
     copy = copy._get() if hasattr(copy, "_get") else copy
     copy.assign(value)
+
+
+def _with_one(x, count):
+    """An example of zeros where there are none."""
+    import tensorflow as tf
+
+    missing = tf.cast(tf.equal(count, 0), "int32")
+    return tf.concat([x, tf.zeros(tf.concat([[missing], tf.shape(x)[1:]], axis=0), x.dtype)], axis=0)
 
 
 def _join(observations):
