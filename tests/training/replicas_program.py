@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import keras_vqdit as kv
+from keras_vqdit.training.replica_steps import ReplicaSteps
 
 RNG = np.random.default_rng(0)
 IMAGES = np.tanh(RNG.normal(size=(200, 8, 8, 1)).cumsum(1)).astype("float32")
@@ -37,6 +38,28 @@ def tokenizer(cls=kv.VQVAE, **options):
 def diffusion(num_classes=None, dtype=None, **options):
     network = kv.DiffusionTransformer(16, 2, 32, 2, patch_size=2, num_classes=num_classes, dtype=dtype)
     return kv.LatentDiffusion(None, network, seed=1, dtype=dtype, **options)
+
+
+@keras.saving.register_keras_serializable("tests")
+class Settled(kv.diffusion.MaskedDiffusion):
+    """Times and masks that follow from the codes, so that replicas hide what one device hides."""
+
+    def call(self, codes, t=None, noise=None, **options):
+        t = keras.ops.cast(keras.ops.sum(codes, axis=1) % 8 + 1, "float32") / 8
+        noise = keras.ops.cast((codes * 7 + np.arange(codes.shape[1])) % 16, "float32") / 16
+        return super().call(codes, t, noise, **options)
+
+
+def multimodal(process=None, **options):
+    tokenizers = {name: kv.TextTokenizer.train(["abcde"], max_length=n) for name, n in (("audio", 6), ("text", 4))}
+    return kv.MultimodalDiffusion(tokenizers, 16, 2, num_layers=1, process=process, seed=1, **options)
+
+
+CODES = {  # a third without sound; one tells the other
+    "audio": np.tile(LABELS[:, None] + 1, (1, 6)),
+    "text": np.tile(LABELS[:, None] + 2, (1, 4)),
+    "has_audio": np.arange(200) % 4 > 0,
+}
 
 
 def with_a_hole(example=55):
@@ -69,6 +92,10 @@ CASES = {
         lambda: tokenizer(kmeans_init=False, restart_threshold=None), adam, IMAGES, 40, {"jit_compile": False}, {},
     ),
     "diffusion": (diffusion, adam, INJECTED, 40, {"jit_compile": True}, {}),
+    "several modalities": (
+        lambda: multimodal(Settled(), hidden_rate=0.0), adam, {k: v[:190] for k, v in CODES.items()}, 40,
+        {"jit_compile": False}, {"sample_weight": np.linspace(0, 2, 190, dtype="float32")},
+    ),
     "labels, muon": (
         lambda: diffusion(3, label_dropout=0.0), lambda: keras.optimizers.Muon(1e-3, clipnorm=0.1), INJECTED, 40,
         {"jit_compile": False}, {},
@@ -159,6 +186,14 @@ def more(scope):
     model.fit(np.zeros((8, 1), "float32"), batch_size=8, epochs=1, verbose=0)
     results["drawn"], results["drawn drift"] = value(model.drawn)
     results["seed"], results["seed drift"] = value(model.seed_generator.state)
+
+    with scope():
+        model = multimodal()
+        model.compile(adam(), jit_compile=False)
+    model.fit(CODES, batch_size=40, verbose=0)
+    seeds = [process.seed_generator.state for process in (model, model.process)]
+    results["times differ"] = {id(seed) for seed in seeds} <= ReplicaSteps(model)._folded_seeds()
+    results["times drift"] = max(value(seed)[1] for seed in seeds)
 
     with scope():
         model = Penalised()

@@ -67,6 +67,10 @@ def test_every_replica_draws_its_own(results):
     assert two["seed drift"] == 0
 
 
+def test_every_replica_has_times_and_masks_of_its_own(results):
+    assert results[2]["times differ"] and results[2]["times drift"] == 0
+
+
 def test_what_was_trained_on_replicas_draws_and_is_saved(results):
     np.testing.assert_allclose(results[2]["drawn images after loading"], results[2]["drawn images"], atol=1e-6)
 
