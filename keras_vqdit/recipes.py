@@ -16,11 +16,11 @@ from keras_vqdit.models.vqvae import VQVAE
 from keras_vqdit.training import scope
 
 
-def learning_rate_schedule(train, epochs, learning_rate):
+def learning_rate_schedule(train, epochs, learning_rate, *, longest_warmup=200):
     """A short warm-up from 1 % of the learning rate, then a cosine back to it, over `epochs` of `train`."""
     learning_rate = number("learning_rate", learning_rate, above=0)
     steps = max(1, epochs * int(train.cardinality()))
-    warmup = min(200, steps // 10)
+    warmup = min(longest_warmup, steps // 10)
     return keras.optimizers.schedules.CosineDecay(
         learning_rate / 100 if warmup else learning_rate,
         max(1, steps - warmup),

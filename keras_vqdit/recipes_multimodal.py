@@ -2,14 +2,13 @@
 
 import time
 
-import keras
 import numpy as np
 
 from keras_vqdit import data
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.data.captions import captions_of, digit_of
 from keras_vqdit.models.multimodal_diffusion import MultimodalDiffusion
-from keras_vqdit.recipes import diffusion_optimizer, to_arrays
+from keras_vqdit.recipes import diffusion_optimizer, learning_rate_schedule, to_arrays
 from keras_vqdit.training import scope
 
 
@@ -54,15 +53,7 @@ def train_multimodal(
     """
     codes = data.encode_codes(train, tokenizers)
     held_out = None if test is None else data.encode_codes(test, tokenizers)
-    steps = max(1, positive_integer("epochs", epochs) * int(codes.cardinality()))
-    warmup = min(100, steps // 10)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / 100 if warmup else learning_rate,
-        max(1, steps - warmup),
-        alpha=0.01,
-        warmup_target=learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
+    schedule = learning_rate_schedule(codes, positive_integer("epochs", epochs), learning_rate, longest_warmup=100)
     with scope(strategy):
         model = MultimodalDiffusion(tokenizers, d_model, num_heads, num_layers=num_layers, seed=seed, **options)
         model.compile(diffusion_optimizer(schedule))

@@ -55,7 +55,7 @@ def _translation(name, source, target, summary):
     Example:
 
     ```python
-    model = kv.MultimodalDiffusion.from_preset("multimodal_digits")
+    model = kv.MultimodalDiffusion.from_preset("presets/digits")  # a model of your own
     {target} = kv.tasks.{name}(model, {argument}, guidance_scale=2.0, seed=0)
     ```
     """

@@ -282,7 +282,7 @@ def test_a_judge_checks_its_data_before_it_learns():
     other = data.load(examples(size=12), batch_size=4)[1]
     unlabelled = data.load(f32(16, 8, 8, 1), batch_size=4)[1]
     for arguments, options, message in (
-        ((train, other), {}, "`train` and `test` must have image of one shape"),
+        ((train, other), {}, "`train` and `test` must have images of one shape"),
         ((train, unlabelled), {}, '`test` must yield dicts with "image" and "label"'),
         ((train, None), {}, '`test` must yield dicts with "image" and "label"'),
         ((train, test), {"num_classes": 2}, "`num_classes` must cover the classes of the data"),

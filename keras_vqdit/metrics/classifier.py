@@ -248,7 +248,8 @@ def fit_judge(build, train, test, *, key, num_classes, epochs, examples, learnin
             raise ValueError(f'`{name}` must yield dicts with "{key}" and "label". Received: {received}')
     shapes = [tuple(specs[name][key].shape[1:]) for name in specs]
     if shapes[0] != shapes[1]:
-        raise ValueError(f"`train` and `test` must have {key} of one shape. Received: {shapes[0]} and {shapes[1]}")
+        kind = "images" if key == "image" else key
+        raise ValueError(f"`train` and `test` must have {kind} of one shape. Received: {shapes[0]} and {shapes[1]}")
     known = [getattr(getattr(dataset, "info", None), "num_classes", None) for dataset in (train, test)]
     num_classes = known[0] if num_classes is None else num_classes
     if num_classes is None:

@@ -33,7 +33,7 @@ class MultimodalDiffusion(Filling, GenerativeModel):
     `score` use.
 
     Args:
-        tokenizers: dict of names of modalities and tokenizers: `VQVAE` (`ImageTokenizer`), `AudioTokenizer`, `TextTokenizer`, or
+        tokenizers: dict of names of modalities and tokenizers: `VQVAE`, `AudioTokenizer`, `TextTokenizer`, or
             others with `encode(x)`, `decode(codes)`, `num_embeddings`, `code_shape` and, of residual codes, `num_levels`.
         d_model: width of the transformer.
         num_heads: attention heads; must divide `d_model`.
