@@ -6,6 +6,7 @@ from keras import ops
 
 from keras_vqdit.checks import number
 from keras_vqdit.saving import FromPreset
+from keras_vqdit.saving.strict import without_values
 from keras_vqdit.training import DistributedModel
 from keras_vqdit.training.replica_steps import is_seed
 
@@ -42,7 +43,8 @@ class GenerativeModel(FromPreset, DistributedModel):
                 aggregation="mean",
                 name="ema_steps",
             )
-            self.reset_average()
+            if not without_values.active:
+                self.reset_average()
 
     @property
     def tokenizers_in_use(self):

@@ -280,8 +280,11 @@ class without_values:
     """A scope in which a model is built without values: its variables have shapes, and take no memory.
 
     Attributes:
+        active: whether such a scope is open: a variable that is read in it would get its value, and take its memory.
         variables: after the block, all variables that were made in it, those of metrics and constraints included.
     """
+
+    active = False
 
     def __enter__(self):
         from keras.src.backend.common import global_state
@@ -289,11 +292,13 @@ class without_values:
         self._waiting = list(global_state.get_global_attribute("uninitialized_variables", []))
         self._scope = keras.StatelessScope(initialize_variables=False)
         self._scope.__enter__()
+        without_values.active = True
         return self
 
     def __exit__(self, *error):
         from keras.src.backend.common import global_state
 
+        without_values.active = False
         self._scope.__exit__(*error)
         found = global_state.get_global_attribute("uninitialized_variables", [])
         known = {id(variable) for variable in self._waiting}
