@@ -17,6 +17,10 @@ BENCHMARKS = {
         "benchmarks.audio",
         "spoken digits at 2,000 bits a second, against a quantized spectrogram (quality, not speed)",
     ),
+    "multimodal": (
+        "benchmarks.multimodal",
+        "any of image, speech and caption from any other, judged by classifiers (minutes; quality)",
+    ),
     "fashion": (
         "benchmarks.fashion_protocol",
         "reconstruction of Fashion-MNIST through 256 codes (minutes; quality, not speed)",
@@ -31,7 +35,7 @@ def main(argv=None):
         return 0
     print("usage: python -m benchmarks NAME [OPTIONS]\n")
     for name, (_, purpose) in BENCHMARKS.items():
-        print(f"  {name:10}{purpose}")
+        print(f"  {name:12}{purpose}")
     print("\n`python -m benchmarks NAME --help` tells the options of each.")
     if not argv or argv[0] in ("-h", "--help"):
         return 0

@@ -16,7 +16,15 @@ if sys.argv and (sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "keras-vqdit")
 from keras_vqdit import diffusion, layers, metrics, models, saving, tasks, tokenizers
 from keras_vqdit.diffusion import GaussianDiffusion, MaskedDiffusion, RectifiedFlow
 from keras_vqdit.layers import MultiHeadAttention, ResidualQuantizer, TransformerBlock, VectorQuantizer
-from keras_vqdit.models import VAE, VQVAE, AudioTokenizer, DiffusionTransformer, LatentDiffusion, MultimodalDiffusion
+from keras_vqdit.models import (
+    VAE,
+    VQVAE,
+    AudioTokenizer,
+    DiffusionTransformer,
+    ImageTokenizer,
+    LatentDiffusion,
+    MultimodalDiffusion,
+)
 from keras_vqdit.saving import presets
 from keras_vqdit.tokenizers import TextTokenizer
 
@@ -28,6 +36,7 @@ __all__ = [
     "AudioTokenizer",
     "DiffusionTransformer",
     "GaussianDiffusion",
+    "ImageTokenizer",
     "LatentDiffusion",
     "MaskedDiffusion",
     "MultiHeadAttention",

@@ -24,13 +24,13 @@ By hand, a step at a time (with larger models, which take longer):
   keras-vqdit generate --model saved_models/digits.keras --labels 0-9 --per-label 10 --out digits.png
   keras-vqdit evaluate --model saved_models/digits.keras --dataset mnist_5k
 
-Images, sound and text from one another, by the preset of a model of several modalities:
+Images, sound and text from one another (needs `pip install "keras_vqdit[text]"`):
 
-  keras-vqdit generate --preset PRESET --given text="a handwritten seven" --want image,audio --out drawn
-  keras-vqdit infill --preset PRESET --image seven.png --region top --out infilled.png
-  keras-vqdit complete --preset PRESET --text "a handwritten"
-  keras-vqdit classify --preset PRESET --given image=seven.png --candidates "the digit 1" "the digit 7"
-  keras-vqdit retrieve --preset PRESET --given text="the digit 7" --candidates image=seven.png image=one.png
+  keras-vqdit generate --preset multimodal_digits --given text="a handwritten seven" --want image,audio --out drawn
+  keras-vqdit infill --preset multimodal_digits --image seven.png --region top --out infilled.png
+  keras-vqdit complete --preset multimodal_digits --text "a handwritten"
+  keras-vqdit classify --preset multimodal_digits --given image=seven.png --candidates "the digit 1" "the digit 7"
+  keras-vqdit retrieve --preset multimodal_digits --given text="the digit 7" --candidates image=seven.png image=one.png
 
 Other data: `--dataset mnist --data-dir FOLDER` (any TensorFlow Datasets name), `--dataset pictures/ --image-size 32`
 (a folder of images, a sub-folder a class), `--dataset images.npz`.
@@ -391,7 +391,11 @@ def build_parser():
     )
     budget.add_argument("--fast", action="store_true", help="the same as --budget fast")
 
-    train = commands.add_parser("train", help="Train a tokenizer or a diffusion model.", description="Train a model.")
+    train = commands.add_parser(
+        "train",
+        help="Train a tokenizer or a diffusion model, of one or several modalities.",
+        description="Train a model.",
+    )
     train = train.add_subparsers(title="what to train", required=True, metavar="MODEL")
 
     command = add(train, "tokenizer", train_tokenizer, "Train a VQ-VAE: images to grids of codes and back.")
@@ -424,6 +428,12 @@ def build_parser():
         default="flow",
         help="rectified flow, or Gaussian diffusion (cosine schedule, v-prediction, zero terminal SNR, min-SNR weights)",
     )
+
+    command = add(
+        train, "multimodal", cli_multimodal.train, "Train any to any: images, sound and captions of digits at once."
+    )
+    training_arguments(command)
+    cli_multimodal.train_arguments(command)
 
     command = add(commands, "reconstruct", reconstruct, "Draw test images beside what a tokenizer makes of them.")
     data_arguments(command)

@@ -1,4 +1,4 @@
-"""The commands of models of several modalities: `generate` of them, `infill`, `complete`, `classify` and `retrieve`."""
+"""The commands of models of several modalities: `train multimodal`, `generate`, and one for each task."""
 
 import argparse
 from collections import Counter
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vqdit.cli import check_out, load_trained, model_argument, positive, scale
+from keras_vqdit.cli import check_out, load_trained, model_argument, positive, rate, scale
 from keras_vqdit.cli_files import WRITERS, kind_of, one_line, read, read_candidates, read_given
 from keras_vqdit.saving import check_writable
 
@@ -26,6 +26,56 @@ OPTIONS = {
 
 
 # === Commands ===
+
+
+def train(arguments):
+    """The command `train multimodal`."""
+    from keras_vqdit import cli, data, saving, training
+    from keras_vqdit.data.captions import caption_tokenizer
+    from keras_vqdit.models import VQVAE, AudioTokenizer
+    from keras_vqdit.recipes_multimodal import train_multimodal
+    from keras_vqdit.training.strategies import is_writer
+
+    check_out(arguments.out, ".keras")
+    strategy = cli.prepare_training(arguments)
+    tokenizers = {"text": caption_tokenizer(arguments.text)}
+    with training.scope(strategy):
+        for name, path, expected in (
+            ("image", arguments.image_tokenizer, VQVAE),
+            ("audio", arguments.audio_tokenizer, AudioTokenizer),
+        ):
+            read_model = saving.load_model if path.endswith(".keras") else saving.load_preset
+            tokenizers[name] = read_model(path, expected)
+    train, test = data.load(
+        "multimodal_digits",
+        batch_size=arguments.batch_size,
+        data_dir=arguments.data_dir,
+        download=arguments.download,
+        audio_length=tokenizers["audio"].example_shape[0],
+        text_tokenizer=tokenizers["text"],
+        seed=arguments.seed,
+    )
+    model, history = train_multimodal(
+        train,
+        test,
+        tokenizers,
+        epochs=arguments.epochs,
+        d_model=arguments.d_model,
+        num_heads=arguments.num_heads,
+        num_layers=arguments.num_layers,
+        learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+        verbose=arguments.verbose,
+        callbacks=cli.training_callbacks(arguments),
+        strategy=strategy,
+        weights={"text": 2.0},
+    )
+    if not is_writer(strategy):
+        return
+    cli.check_trained(model, history["loss"][-1], arguments.out)
+    saving.save_model(model, arguments.out)
+    cli.remove_checkpoints(arguments)
+    cli.report({name: values[-1] for name, values in history.items() if name.endswith("loss")}, arguments.out)
 
 
 def generate(arguments, model):
@@ -195,6 +245,27 @@ def add_commands(commands, add):
     infilling.add_argument("--region", choices=REGIONS, default="bottom", help="what to draw anew")
     infilling.add_argument("--out", type=Path, default=Path("infilled.png"), help="where to write the figure")
     completing.add_argument("--text", required=True, help="how the texts begin")
+
+
+def train_arguments(command):
+    command.add_argument("--data-dir", type=Path, help="folder of prepared TensorFlow Datasets")
+    command.add_argument(
+        "--download", action="store_true", help="let TensorFlow Datasets download and prepare what is not there"
+    )
+    command.add_argument("--image-tokenizer", required=True, help="a .keras file of `train tokenizer`, or a preset")
+    command.add_argument(
+        "--audio-tokenizer", default="speech_tokenizer", help="a .keras file of an AudioTokenizer, or a preset"
+    )
+    command.add_argument("--text", choices=("bpe", "characters"), default="bpe", help="what the codes of captions are")
+    command.add_argument(
+        "--out", type=Path, default=Path("saved_models/multimodal.keras"), help="where to save the model"
+    )
+    command.add_argument("--epochs", type=positive, default=10, help="number of epochs, passes over MNIST's images")
+    command.add_argument("--batch-size", type=positive, default=64, help="examples in a batch")
+    command.add_argument("--learning-rate", type=rate, default=8e-3, help="highest learning rate, of Muon")
+    command.add_argument("--d-model", type=positive, default=128, help="width of the transformer")
+    command.add_argument("--num-heads", type=positive, default=4, help="attention heads; must divide the width")
+    command.add_argument("--num-layers", type=positive, default=6, help="transformer blocks")
 
 
 def given_argument(command, required=False):

@@ -55,7 +55,7 @@ def _translation(name, source, target, summary):
     Example:
 
     ```python
-    model = kv.MultimodalDiffusion.from_preset("presets/digits")  # a model of your own
+    model = kv.MultimodalDiffusion.from_preset("multimodal_digits")
     {target} = kv.tasks.{name}(model, {argument}, guidance_scale=2.0, seed=0)
     ```
     """
@@ -144,7 +144,7 @@ def complete_text(model, texts, *, given=None, **generate):
     Example:
 
     ```python
-    kv.tasks.complete_text(model, ["a handwritten "], seed=0)  # such as ['a handwritten four']
+    kv.tasks.complete_text(model, ["a handwritten"], seed=0)  # such as ['a handwritten four']
     ```
     """
     return model.generate({**(given or {}), "text": texts}, want=["text"], **generate)["text"]

@@ -7,7 +7,8 @@ import pytest
 
 import keras_vqdit as kv
 from keras_vqdit import cli, cli_files, cli_multimodal
-from tests.models.small import small_vqvae
+from keras_vqdit.data.captions import captions_of
+from tests.models.small import small_vqvae, trained_vqvae
 from tests.models.test_audio_tokenizer import LENGTH, tiny
 from tests.models.test_multimodal_diffusion import text_tokenizer
 
@@ -42,6 +43,43 @@ def run(folder, capsys, monkeypatch):
         return status, printed.out + printed.err
 
     return call
+
+
+def pairs(text, batch_size):
+    """A tiny data set of three modalities, as `data.load("multimodal_digits")` gives."""
+    rng, labels = np.random.default_rng(0), np.arange(8, dtype="int32") % 4
+    banks = {
+        "image": rng.uniform(-1, 1, (8, 8, 8, 1)).astype("float32"),
+        "audio": rng.uniform(-1, 1, (8, LENGTH, 1)).astype("float32"),
+        "text": text.encode([captions_of(digit)[1] for digit in labels]),
+    }
+    info = kv.data.DatasetInfo("digits", None, batch_size, {}, 4, text_tokenizer=text)
+    return kv.data.to_paired_dataset(banks, {name: labels for name in banks}, info)
+
+
+def test_train(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    asked = {}
+
+    def load(name, *, batch_size, text_tokenizer, **options):
+        asked.update(options, name=name)
+        return pairs(text_tokenizer, batch_size), pairs(text_tokenizer, batch_size)
+
+    monkeypatch.setattr(kv.data, "load", load)
+    trained_vqvae().save("image.keras")
+    tiny().save_to_preset("sounds")
+    sizes = ["--epochs", "1", "--batch-size", "4", "--d-model", "16", "--num-heads", "2", "--num-layers", "1"]
+    command = ["train", "multimodal", "--image-tokenizer", "image.keras", "--audio-tokenizer", "sounds", *sizes]
+    assert cli.main([*command, "--text", "characters", "--out", "model.keras", "--verbose", "0"]) == 0
+    assert "wrote model.keras" in capsys.readouterr().out
+    assert asked["name"] == "multimodal_digits" and asked["audio_length"] == LENGTH
+    assert not list(folder.glob("model-checkpoints*"))
+    given = ["--given", "text=the digit 1", "--want", "image", "--num-steps", "2", "--out", "of-the-trained"]
+    assert cli.main(["generate", "--model", "model.keras", *given, "--verbose", "0"]) == 0
+    assert (folder / "of-the-trained/image.png").exists()
+    command[3] = "sounds"  # no tokenizer of images
+    assert cli.main([*command, "--out", "other.keras", "--verbose", "0"]) == 2
+    assert "must be that of a VQVAE. Received: a AudioTokenizer" in capsys.readouterr().err
 
 
 def test_generate_writes_what_is_wanted(run, folder):

@@ -1,9 +1,12 @@
 """Multi-head attention: of a sequence to itself, or to another one."""
 
+import math
+
 import keras
 from keras import layers, ops
 
 from keras_vqdit.checks import fits, number, positive_integer
+from keras_vqdit.layers.embeddings import rotary_angles, rotate
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
@@ -22,6 +25,9 @@ class MultiHeadAttention(layers.Layer):
         use_bias: whether the projections have biases. Defaults to `True`.
         output_initializer: initializer of the output projection's kernel. Defaults to `"glorot_uniform"`, as of all
             the others.
+        rotary_grids: list of the grids whose positions follow one another in the sequence, such as `[(7, 7), (48,)]`. Queries
+            and keys of self-attention are turned by angles that grow with their position (rotary embedding), so that what
+            attends depends on how far apart positions of a grid are. Defaults to `None`, no positions.
 
     Call arguments:
         query: `(B, T, Dq)`, or a list `[query, key, value]`.
@@ -52,6 +58,7 @@ class MultiHeadAttention(layers.Layer):
     References:
         - [Attention Is All You Need](https://arxiv.org/abs/1706.03762)
         - [Scaling Rectified Flow Transformers](https://arxiv.org/abs/2403.03206), section 5.3.2 (query-key norm)
+        - [RoFormer](https://arxiv.org/abs/2104.09864), section 3.2 (rotary position embedding)
     """
 
     def __init__(
@@ -63,6 +70,7 @@ class MultiHeadAttention(layers.Layer):
         dropout=0.0,
         use_bias=True,
         output_initializer="glorot_uniform",
+        rotary_grids=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -73,6 +81,9 @@ class MultiHeadAttention(layers.Layer):
         self.num_heads, self.d_model, self.d_head = num_heads, d_model, d_model // num_heads
         self.query_key_norm, self.dropout, self.use_bias = query_key_norm, dropout, use_bias
         self.output_initializer = keras.initializers.get(output_initializer)
+        self.rotary_grids = None if rotary_grids is None else tuple(map(tuple, rotary_grids))
+        if rotary_grids is not None:
+            rotary_angles(self.rotary_grids, self.d_head)  # raises where they do not fit
 
         # === Layers ===
         if query_key_norm:
@@ -88,6 +99,13 @@ class MultiHeadAttention(layers.Layer):
             query_shape, key_shape, value_shape = query_shape
         _check_shapes(query_shape, key_shape, value_shape)
         self.is_self_attention = key_shape is None
+        if self.rotary_grids is not None:
+            positions = sum(map(math.prod, self.rotary_grids))
+            if not self.is_self_attention or query_shape[1] not in (positions, None):
+                raise ValueError(
+                    f"`rotary_grids` must be of the positions of self-attention: {self.rotary_grids} are {positions}. "
+                    f"Received: {'a key' if key_shape is not None else f'shape={tuple(query_shape)}'}"
+                )
         if self.is_self_attention:
             self.query_key_value_dense = self._projection("query_key_value_dense", query_shape, 3 * self.d_model)
         else:
@@ -132,6 +150,9 @@ class MultiHeadAttention(layers.Layer):
         q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)  # (B, length, h, d_head)
         if self.query_key_norm:
             q, k = self.query_norm(q), self.key_norm(k)
+        if self.rotary_grids is not None:
+            angles = rotary_angles(self.rotary_grids, self.d_head)
+            q, k = rotate(q, angles), rotate(k, angles)
 
         weights = self._weights(q, k, mask)  # (B, h, T, S), float32
         dropped = self.dropout_layer(ops.cast(weights, self.compute_dtype), training=training)
@@ -181,6 +202,7 @@ class MultiHeadAttention(layers.Layer):
             "dropout": self.dropout,
             "use_bias": self.use_bias,
             "output_initializer": keras.initializers.serialize(self.output_initializer),
+            "rotary_grids": self.rotary_grids,
         }
 
 

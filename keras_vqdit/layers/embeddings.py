@@ -49,6 +49,65 @@ def sincos_position_embedding(grid, dim):
     return embedding
 
 
+@functools.lru_cache(maxsize=32)
+def rotary_angles(grids, dim):
+    """The angles by which rotary position embedding turns pairs of channels, computed in float64.
+
+    Args:
+        grids: tuple of grids, each a tuple, the size along each axis: their positions follow one another, row by row. The
+            pairs are shared out evenly between the axes of a grid, the first axis first; pair i of n of an axis turns by
+            `position * 10000^(-i / n)`.
+        dim: even number of channels, those of one head. Pairs left over stay as they are.
+
+    Returns:
+        Read-only float64 NumPy array `(number of positions, dim / 2)`.
+
+    Raises:
+        ValueError: if `dim` is odd, or there are fewer than two channels an axis.
+
+    Example:
+    >>> rotary_angles(((7, 7), (48,)), 32).shape
+    (97, 16)
+
+    References:
+        - [RoFormer: Enhanced Transformer with Rotary Position Embedding](https://arxiv.org/abs/2104.09864)
+        - [Rotary Position Embedding for Vision Transformer](https://arxiv.org/abs/2403.13298), of axes
+    """
+    parts = []
+    for grid in grids:
+        count = dim // (2 * len(grid)) if grid else 0
+        if count < 1 or dim % 2:
+            raise ValueError(
+                f"`dim` must be even, and at least 2 for each axis of a grid. Received: grid={grid}, dim={dim}"
+            )
+        frequencies = 10000.0 ** (-np.arange(count, dtype="float64") / count)
+        positions = np.indices(grid, dtype="float64").reshape(len(grid), -1)  # (axes, N)
+        angles = np.zeros((positions.shape[1], dim // 2))
+        for i, position in enumerate(positions):
+            angles[:, i * count : (i + 1) * count] = position[:, None] * frequencies
+        parts.append(angles)
+    angles = np.concatenate(parts)
+    angles.flags.writeable = False  # the cache hands out this very array
+    return angles
+
+
+def rotate(x, angles):
+    """Turn pairs of channels, i and i + D / 2, each by its angle.
+
+    The product of two vectors that are turned by their positions depends on how far apart the positions are, not on where.
+
+    Args:
+        x: `(B, T, heads, D)`.
+        angles: NumPy array `(T, D / 2)`.
+
+    Returns:
+        `(B, T, heads, D)`.
+    """
+    cos, sin = (ops.cast(wave(angles)[:, None], x.dtype) for wave in (np.cos, np.sin))
+    first, second = ops.split(x, 2, axis=-1)
+    return ops.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
 @keras.saving.register_keras_serializable("keras_vqdit")
 class TimeEmbedding(layers.Layer):
     """Embed times in [0, 1]: cosines and sines of many frequencies, then a network of two layers.

@@ -23,6 +23,7 @@ class TransformerBlock(layers.Layer):
         conditioning: `None` (plain, default) or `"adaln_zero"`.
         cross_attention: also attend to a context sequence, between the two branches. Defaults to `False`.
         query_key_norm: as in `MultiHeadAttention`. Defaults to `False`.
+        rotary_grids: of the self-attention, as in `MultiHeadAttention`. Defaults to `None`.
         activation: of the feed-forward network, a name or a function. Defaults to `"gelu_tanh"`, the GELU in its tanh
             approximation.
 
@@ -62,6 +63,7 @@ class TransformerBlock(layers.Layer):
         conditioning=None,
         cross_attention=False,
         query_key_norm=False,
+        rotary_grids=None,
         activation="gelu_tanh",
         **kwargs,
     ):
@@ -82,7 +84,7 @@ class TransformerBlock(layers.Layer):
         attention = {"query_key_norm": query_key_norm, "dropout": rate, "dtype": policy}
         norm = {"center": not modulated, "scale": not modulated, "epsilon": 1e-6, "dtype": policy}
         self.norm1 = layers.LayerNormalization(**norm, name="norm1")
-        self.mha = MultiHeadAttention(num_heads, d_model, **attention, name="mha")
+        self.mha = MultiHeadAttention(num_heads, d_model, rotary_grids=rotary_grids, **attention, name="mha")
         if cross_attention:
             # The condition does not gate this branch, so its own zeros let the block start as the identity.
             output_initializer = "zeros" if modulated else "glorot_uniform"
@@ -181,6 +183,7 @@ class TransformerBlock(layers.Layer):
             "conditioning": self.conditioning,
             "cross_attention": self.cross_attention,
             "query_key_norm": self.query_key_norm,
+            "rotary_grids": self.mha.rotary_grids,
             "activation": "gelu_tanh" if activation is gelu_tanh else keras.activations.serialize(activation),
         }
 

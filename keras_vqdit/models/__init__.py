@@ -12,8 +12,11 @@ from keras_vqdit.models.spectral_loss import SpectralLoss
 from keras_vqdit.models.vae import VAE
 from keras_vqdit.models.vqvae import VQVAE
 
+ImageTokenizer = VQVAE  # beside AudioTokenizer and TextTokenizer
+
 __all__ = [
     "AudioTokenizer",
+    "ImageTokenizer",
     "VAE",
     "VQVAE",
     "CodeTransformer",

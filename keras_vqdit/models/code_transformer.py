@@ -17,14 +17,15 @@ class CodeTransformer(keras.Model):
 
     All positions of all modalities form one sequence, which plain blocks attend over in both directions. A position is the
     embedding of its code plus that of its place (fixed sines and cosines: of rows and columns for grids) plus that of its
-    modality. The L codes of a position with residual levels are one position, the sum of their embeddings, with L
-    predictions. The network needs no time: the masks tell it.
+    modality; rotary embedding tells how far apart two positions of a modality are. The L codes of a position with residual
+    levels are one position, the sum of their embeddings, with L predictions. The network needs no time: the masks tell it.
 
     Args:
         modalities: dict of names and dicts with `num_embeddings`, the number K of codes; `shape`, that of the codes of an
             example; and `num_levels`, the number L of levels if these are the last axis of the shape, else `None`.
         d_model: width of the sequence.
-        num_heads: attention heads; must divide `d_model`.
+        num_heads: attention heads; must divide `d_model`, into parts of an even width of at least two for each axis of a
+            modality's grid.
         dff: width of the feed-forward networks.
         num_layers: number of blocks.
         rate: dropout rate. Defaults to 0, which costs nothing.
@@ -62,6 +63,7 @@ class CodeTransformer(keras.Model):
             raise ValueError("`modalities` must hold at least one modality. Received: none")
         self.d_model, self.num_heads, self.dff = d_model, num_heads, dff
         self.num_layers, self.rate = positive_integer("num_layers", num_layers), rate
+        self.grids = [_grid(one) for one in self.modalities.values()]
 
         # === Layers ===
         policy = self.dtype_policy
@@ -70,7 +72,7 @@ class CodeTransformer(keras.Model):
             for name, one in self.modalities.items()
         ]
         self.blocks = [
-            TransformerBlock(d_model, num_heads, dff, rate, dtype=policy, name=f"block_{i}")
+            TransformerBlock(d_model, num_heads, dff, rate, rotary_grids=self.grids, dtype=policy, name=f"block_{i}")
             for i in range(self.num_layers)
         ]
         self.final_norm = layers.LayerNormalization(epsilon=1e-6, dtype=policy, name="final_norm")
@@ -94,8 +96,7 @@ class CodeTransformer(keras.Model):
     def call(self, codes, training=None):
         self._check(codes)
         parts, lengths = [], []
-        for (name, one), embedding in zip(self.modalities.items(), self.embeddings, strict=True):
-            grid = _grid(one)
+        for (name, one), grid, embedding in zip(self.modalities.items(), self.grids, self.embeddings, strict=True):
             levels = () if one["num_levels"] is None else (one["num_levels"],)
             x = embedding(ops.reshape(codes[name], (-1, math.prod(grid), *levels)))  # (B, N, D)
             parts.append(x + ops.cast(sincos_position_embedding(grid, self.d_model), x.dtype))

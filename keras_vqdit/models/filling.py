@@ -11,7 +11,7 @@ from keras import ops
 from keras_vqdit.checks import integer, number, one_of, positive_integer
 from keras_vqdit.diffusion.noise import uniform
 from keras_vqdit.diffusion.unmasking import SAMPLERS, fill_in
-from keras_vqdit.models.generation import values_of
+from keras_vqdit.models.generation import equal_batches, seed_pair, values_of
 from keras_vqdit.training import compile_function
 
 
@@ -78,7 +78,7 @@ class Filling:
         restored = model.generate({"image": images}, want=["image"], fill={"image": half}, seed=0)["image"]
         ```
         """
-        codes, count = self._given(given or {}, num_samples)
+        codes, count = self.known_codes(given or {}, num_samples)
         want = self._wanted(want, given or {})
         one_of("sampler", sampler, tuple(SAMPLERS))
         known = inspect.signature(SAMPLERS[sampler]).parameters.values()
@@ -101,14 +101,13 @@ class Filling:
                 f"Guidance needs a modality that is given, to guide by. Received: guidance_scale={guidance_scale}"
             )
         self.check_average()
-        if jit_compile == "auto":
-            jit_compile = self.compiled and self.jit_compile is True
+        jit_compile = self.compiles(jit_compile)
         if together and len({*steps.values()}) + len({*heat.values()}) > 2:
             raise ValueError("Modalities that are drawn together must have the same `num_steps` and `temperature`")
         stages = [tuple(want)] if together else [(name,) for name in want]
-        size = math.ceil(count / math.ceil(count / batch_size))  # batches of one size, none of which is padded much
+        batches = equal_batches(count, batch_size)
         bar = keras.utils.Progbar(
-            len(stages) * math.ceil(count / size), verbose=1 if verbose == "auto" else int(verbose), unit_name="part"
+            len(stages) * len(batches), verbose=1 if verbose == "auto" else int(verbose), unit_name="part"
         )
         for stage in stages:
             by = tuple(guides) if guidance_scale != 1.0 else ()
@@ -118,14 +117,12 @@ class Filling:
                 lambda *a, stage=stage, by=by, options=options: self._fill(stage, by, sampler, options, *a),
                 jit_compile,
             )
-            for begin in range(0, count, size):
-                rows = np.minimum(np.arange(begin, begin + size), count - 1)  # the last batch is padded
+            for rows, kept in batches:
                 batch = {name: ops.convert_to_tensor(one[rows]) for name, one in codes.items()}
-                seeds = np.array([seed % 2**32, begin], "uint32").astype("int32")  # any integer, by its last 32 bits
-                scalars = (guidance_scale, steps[stage[0]], seeds)
+                scalars = (guidance_scale, steps[stage[0]], seed_pair(seed, rows[0]))
                 filled = run(self._values(), batch, *map(ops.convert_to_tensor, scalars))
                 for name in stage:
-                    codes[name][begin : begin + size] = ops.convert_to_numpy(filled[name])[: min(size, count - begin)]
+                    codes[name][rows[:kept]] = ops.convert_to_numpy(filled[name])[:kept]
                 bar.add(1)
             guides.extend(stage)
         return {name: codes[name] if return_codes else self.decode(name, codes[name], batch_size) for name in want}
@@ -161,92 +158,32 @@ class Filling:
         name = next(iter(candidates))
         if name in (given or {}):
             raise ValueError(f'Candidates must be of a modality that is not given. Received: "{name}" in both')
-        choices = self._given(candidates, None)[0][name]
+        choices = self.known_codes(candidates, None)[0][name]
         if np.any(choices == self.mask_codes[name]):
             raise ValueError("Candidates must have no unknown codes")
-        known, count = self._given(given or {}, None)
+        known, count = self.known_codes(given or {}, None)
         num_samples, batch_size = (
             positive_integer("num_samples", num_samples),
             positive_integer("batch_size", batch_size),
         )
         seed = integer("seed", seed)
         self.check_average()
-        if jit_compile == "auto":
-            jit_compile = self.compiled and self.jit_compile is True
+        jit_compile = self.compiles(jit_compile)
         run = self._program(("score", name, jit_compile), lambda *arguments: self._bound(name, *arguments), jit_compile)
         offset = np.asarray(uniform((1,), (seed, 0)))
         times = ((np.arange(num_samples) + offset) / num_samples).astype("float32")
         noise = ops.convert_to_numpy(uniform((num_samples, *choices.shape[1:]), (seed, 1)))
         shape = (count, len(choices), num_samples)
-        size = min(batch_size, math.prod(shape))
         bounds = np.zeros(math.prod(shape), "float32")
-        for begin in range(0, len(bounds), size):
-            index = np.minimum(np.arange(begin, begin + size), len(bounds) - 1)
+        for index, kept in equal_batches(len(bounds), batch_size):
             example, candidate, sample = np.unravel_index(index, shape)
             codes = {key: ops.convert_to_tensor(one[example]) for key, one in known.items()}
             arguments = (choices[candidate], times[sample], noise[sample])
             values = run(self._values(), codes, *map(ops.convert_to_tensor, arguments))
-            bounds[begin : begin + size] = ops.convert_to_numpy(values)[: len(bounds) - begin]
+            bounds[index[:kept]] = ops.convert_to_numpy(values)[:kept]
         return bounds.reshape(shape).mean(axis=-1)
 
-    def decode(self, name, codes, batch_size=64):
-        """Data of codes: float32 in [-1, 1], or a list of texts.
-
-        Args:
-            name: the modality.
-            codes: integers `(B, *code_shape)`.
-            batch_size: at most so many at a time. Defaults to 64.
-        """
-        tokenizer = self.tokenizers[one_of("name", name, self.modalities)]
-        if not isinstance(tokenizer, keras.layers.Layer):
-            return tokenizer.decode(codes)
-        size = min(batch_size, len(codes))
-        parts = []
-        for begin in range(0, len(codes), size):
-            rows = np.minimum(np.arange(begin, begin + size), len(codes) - 1)
-            data = ops.clip(ops.cast(tokenizer.decode(ops.convert_to_tensor(codes[rows])), "float32"), -1.0, 1.0)
-            parts.append(ops.convert_to_numpy(data)[: len(codes) - begin])
-        return np.concatenate(parts)
-
     # === Arguments ===
-
-    def _given(self, given, num_samples):
-        """Codes of all modalities as NumPy arrays, masks where nothing is known, and the number of examples."""
-        if not isinstance(given, dict) or not set(given) <= set(self.modalities):
-            received = sorted(given) if isinstance(given, dict) else type(given).__name__
-            raise ValueError(
-                f"What is given must be a dict of modalities among {list(self.modalities)}. Received: {received}"
-            )
-        codes = {}
-        for name, value in given.items():
-            value = [value] if isinstance(value, (str, bytes)) else value
-            if not isinstance(self.tokenizers[name], keras.layers.Layer):
-                raw = are_texts(value) or not hasattr(value, "shape")
-                value = self.tokenizers[name].encode(list(value)) if raw else value
-            value = value if hasattr(value, "dtype") else np.asarray(value)
-            value = value.astype("float32") if value.dtype == np.float64 else value
-            if np.asarray(value).dtype.kind == "f" and not np.all(np.isfinite(value)):
-                raise ValueError(f'"{name}" must be finite. Received: NaN or infinite values')
-            parts = [
-                ops.convert_to_numpy(self._encode(name, value[i : i + 256])) for i in range(0, len(value), 256)
-            ] or [np.zeros((0, *self.code_shapes[name]), "int32")]
-            codes[name] = np.concatenate(parts)
-        sizes = {name: len(one) for name, one in codes.items()}
-        if num_samples is not None:
-            sizes["num_samples"] = positive_integer("num_samples", num_samples)
-        if len(set(sizes.values())) > 1 or 0 in sizes.values():
-            raise ValueError(
-                f"What is given, and `num_samples`, must agree on the number of examples, at least one. Received: {sizes}"
-            )
-        count = next(iter(sizes.values()), 1)
-        for name, mask in self.mask_codes.items():
-            found = codes.get(name)
-            codes[name] = (
-                np.full((count, *self.code_shapes[name]), mask, "int32")
-                if found is None
-                else np.where(found < 0, mask, found).astype("int32")
-            )
-        return {name: codes[name] for name in self.modalities}, count
 
     def _wanted(self, want, given):
         want = want if want is None or isinstance(want, (list, tuple, dict)) else [want]
@@ -359,10 +296,3 @@ class Filling:
         values = self._values()
         filled = self._fill(self.modalities, (), "confidence", options, values, found, 1.0, num_steps, seed)
         return {name: ops.minimum(filled[name], mask) for name, mask in self.mask_codes.items()}
-
-
-def are_texts(x):
-    """Whether it is an array, a list or a tuple of texts."""
-    if isinstance(x, np.ndarray):
-        return x.dtype.kind in "USO"
-    return isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(one, (str, bytes)) for one in x)

@@ -84,7 +84,7 @@ class CompiledSampler:
             tensor(padded),
             tensor(scale, "float32"),
         ]
-        seeds = tensor([seed, first_example], "int32")
+        seeds = tensor(seed_pair(seed, first_example))
         x = tensor(noise)
         memory = start(x)
         states = [(x, None)]
@@ -234,3 +234,20 @@ def plural(conditions):
 
 def values_of(variables):
     return [variable.value for variable in variables]
+
+
+def equal_batches(count, batch_size):
+    """The rows of `count` examples in batches of one size, at most `batch_size`, so that one program serves all of them.
+
+    Returns:
+        List of `(rows, kept)`: int64 array of indices, those of the last batch filled up with the last example; and how many of
+        them are not filled up.
+    """
+    size = math.ceil(count / math.ceil(count / batch_size))  # none of which is filled up much
+    begins = range(0, count, size)
+    return [(np.minimum(np.arange(begin, begin + size), count - 1), min(size, count - begin)) for begin in begins]
+
+
+def seed_pair(seed, first_example):
+    """The seed of a batch, int32 `(2,)`: any integer, by its last 32 bits, and the number of the first example."""
+    return np.array([seed % 2**32, first_example], "uint32").astype("int32")

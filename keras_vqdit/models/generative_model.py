@@ -134,6 +134,10 @@ class GenerativeModel(FromPreset, DistributedModel):
                 )
         super().compile(optimizer=optimizer, **kwargs)
 
+    def compiles(self, jit_compile):
+        """Whether to compile by XLA what draws: `"auto"` does so where the model was compiled with `jit_compile=True`."""
+        return (self.compiled and self.jit_compile is True) if jit_compile == "auto" else jit_compile
+
     # Keras drops sample weights silently where there is no `y`.
 
     def fit(self, x=None, y=None, *args, sample_weight=None, validation_data=None, **kwargs):

@@ -12,7 +12,7 @@ from keras_vqdit.diffusion import RectifiedFlow
 from keras_vqdit.diffusion.noise import standard_normal
 from keras_vqdit.diffusion.process import DiffusionProcess
 from keras_vqdit.models.autoencoder import check_float
-from keras_vqdit.models.generation import CompiledSampler, ExportedSampler, check_conditions, plural
+from keras_vqdit.models.generation import CompiledSampler, ExportedSampler, check_conditions, equal_batches, plural
 from keras_vqdit.models.generative_model import GenerativeModel
 from keras_vqdit.saving import Endpoint
 
@@ -342,8 +342,6 @@ class LatentDiffusion(GenerativeModel):
             name: tuple(value) if isinstance(value, (list, np.ndarray)) else value
             for name, value in sampler_options.items()
         }
-        if jit_compile == "auto":
-            jit_compile = self.compiled and self.jit_compile is True
         if isinstance(guidance_interval, (list, np.ndarray)):
             guidance_interval = tuple(guidance_interval)
         run = self._sampler(
@@ -351,23 +349,19 @@ class LatentDiffusion(GenerativeModel):
             guidance_scale != 1.0,
             guidance_interval,
             guidance_rescale,
-            jit_compile,
+            self.compiles(jit_compile),
             **sampler_options,
         )
         chunk = 1 if return_trajectory else num_steps if not verbose else math.ceil(num_steps / 10)
-        size = math.ceil(count / math.ceil(count / batch_size))  # batches of one size, none of which is padded much
+        batches = equal_batches(count, batch_size)
         verbose = 1 if verbose == "auto" else int(verbose)
-        bar = keras.utils.Progbar(num_steps * math.ceil(count / size), verbose=verbose, unit_name="step")
+        bar = keras.utils.Progbar(num_steps * len(batches), verbose=verbose, unit_name="step")
         # The noise of an example does not depend on the size of the batches.
         noise = ops.convert_to_numpy(standard_normal((count, *self.latent_shape), (seed, 0)))
         results, noisy, clean = [], [], []
-        for begin in range(0, count, size):
-            rows = np.minimum(
-                np.arange(begin, begin + size), count - 1
-            )  # the last batch is padded: one program for all
+        for rows, keep in batches:
             batch = {key: value[rows] for key, value in conditions.items()}
-            states = run(self.network, noise[rows], batch, times, guidance_scale, seed, begin, chunk, bar)
-            keep = min(size, count - begin)
+            states = run(self.network, noise[rows], batch, times, guidance_scale, seed, rows[0], chunk, bar)
             results.append(self._decode(states[-1][0])[:keep])
             if return_trajectory:
                 noisy.append(np.stack([self._decode(x)[:keep] for x, _ in states]))

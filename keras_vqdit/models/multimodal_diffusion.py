@@ -1,22 +1,19 @@
 """Any to any: one masked diffusion transformer over the codes of several modalities, such as images, sound and text."""
 
 import keras
-import numpy as np
 from keras import ops
 
-from keras_vqdit.checks import fits, known_values, number
+from keras_vqdit.checks import number
 from keras_vqdit.diffusion import MaskedDiffusion
 from keras_vqdit.models.code_transformer import CodeTransformer
-from keras_vqdit.models.filling import Filling, are_texts
+from keras_vqdit.models.coding import INVALID, UNKNOWN, Coding, but_first
+from keras_vqdit.models.filling import Filling
 from keras_vqdit.models.generative_model import GenerativeModel
 from keras_vqdit.saving import Endpoint
 
-UNKNOWN = -1  # a code that is not known, and trains nothing
-INVALID = -2  # one that is none: of data that are not finite, or out of range in a data set
-
 
 @keras.saving.register_keras_serializable("keras_vqdit")
-class MultimodalDiffusion(Filling, GenerativeModel):
+class MultimodalDiffusion(Coding, Filling, GenerativeModel):
     """A masked diffusion model over the codes of several modalities: trained by `fit`, it generates any of them from any other.
 
     Each modality has a tokenizer, which is frozen, and in training a time of its own: at t = 0 all of its codes are seen by
@@ -167,7 +164,7 @@ class MultimodalDiffusion(Filling, GenerativeModel):
             masked, t, present = hidden[name]
             known = ops.maximum(codes[name], 0)
             loss = self.process.loss(logits[name], known, masked, t, num_levels=self.levels.get(name))
-            invalid = ops.any(codes[name] == INVALID, axis=_but_first(codes[name]))
+            invalid = ops.any(codes[name] == INVALID, axis=but_first(codes[name]))
             outputs[f"{name}_loss"] = loss = ops.where(invalid, float("nan"), loss)
             outputs[f"{name}_present"] = ops.cast(present, "float32")
             total = total + self.shares[name] * loss
@@ -182,93 +179,7 @@ class MultimodalDiffusion(Filling, GenerativeModel):
             chance = keras.random.uniform(ops.shape(t), dtype="float32", seed=self.seed_generator)
             # What is hidden on top of its time trains nothing: its bound holds for times that were drawn evenly.
             known = known & ops.reshape(chance >= self.hidden_rate, (-1, *(1,) * (len(codes.shape) - 1)))
-        return ops.where(known, noisy, mask), masked & known, t, ops.any(known, axis=_but_first(codes))
-
-    def codes(self, inputs):
-        """The codes of a batch.
-
-        Args:
-            inputs: as of the call.
-
-        Returns:
-            Dict of all modalities, int32 `(B, *code_shape)`, -1 where they are missing, and -2 where a compiled program gets
-            data that are not finite, or codes out of range.
-
-        Raises:
-            ValueError: if there is none, one has a wrong shape or another number of examples, or known codes are out of range.
-        """
-        inputs = self._as_dict(inputs)
-        there = [name for name in self.modalities if inputs.get(name) is not None]
-        if not there:
-            raise ValueError(
-                f"The data must have at least one of the keys {list(self.modalities)}. Received: keys {sorted(inputs)}"
-            )
-        flags = [f"has_{name}" for name in there if inputs.get(f"has_{name}") is not None]
-        sizes = {key: inputs[key].shape[0] for key in (*there, *flags)}
-        if len({*sizes.values()} - {None}) > 1:
-            raise ValueError(f"The data must have equally many examples under every key. Received: {sizes}")
-        codes = {name: self._encode(name, inputs[name]) for name in there}
-        batch = ops.shape(codes[there[0]])[0]
-        for name in self.modalities:
-            shape = self.code_shapes[name]
-            if name not in codes:
-                codes[name] = ops.full((batch, *shape), UNKNOWN, "int32")
-            elif f"has_{name}" in flags:
-                present = ops.reshape(ops.cast(inputs[f"has_{name}"], "bool"), (-1, *(1,) * len(shape)))
-                codes[name] = ops.where(present, codes[name], UNKNOWN)
-        return codes
-
-    def _as_dict(self, inputs):
-        if isinstance(inputs, dict):
-            return inputs
-        if len(self.modalities) > 1:
-            raise ValueError(f"The data must be dicts with keys of {list(self.modalities)}. Received: {type(inputs)}")
-        return {self.modalities[0]: inputs}
-
-    def _encode(self, name, x):
-        """Data, or codes, of a modality as codes."""
-        dtype = x.dtype.name if isinstance(x, np.ndarray) else keras.backend.standardize_dtype(x.dtype)
-        if "float" in dtype:
-            if not isinstance(self.tokenizers[name], keras.layers.Layer):
-                raise ValueError(f'"{name}" must be codes, integers, in a data set. Received: dtype={dtype}')
-            shape = getattr(self.tokenizers[name], "example_shape", None)
-            if shape is not None and not fits(x.shape[1:], shape):
-                raise ValueError(f'"{name}" must be of shape {(None, *shape)}. Received: {tuple(x.shape)}')
-            codes = ops.stop_gradient(ops.cast(self.tokenizers[name].encode(x), "int32"))
-            finite = ops.all(ops.isfinite(x), axis=_but_first(x))
-            return ops.where(ops.reshape(finite, (-1, *(1,) * (len(codes.shape) - 1))), codes, INVALID)
-        if "int" not in dtype:
-            raise ValueError(
-                f'"{name}" must be floats for its tokenizer, or integer codes: encode texts in a data set first, as '
-                f"`tokenizer.encode(texts)` or `keras_vqdit.data.encode_codes` do. Received: dtype={dtype}"
-            )
-        if not fits(x.shape[1:], self.code_shapes[name]):
-            raise ValueError(
-                f'Codes of "{name}" must be of shape {(None, *self.code_shapes[name])}. Received: {tuple(x.shape)}; data must '
-                "be floats"
-            )
-        values = known_values(x)
-        if values is not None and values.size and not UNKNOWN <= values.min() <= values.max() < self.mask_codes[name]:
-            raise ValueError(
-                f'Codes of "{name}" must be from 0 to {self.mask_codes[name] - 1}, or -1 where they are missing. '
-                f"Received: codes from {values.min()} to {values.max()}"
-            )
-        x = ops.cast(x, "int32")
-        return ops.where((x >= UNKNOWN) & (x < self.mask_codes[name]), x, INVALID)
-
-    def prepare_arrays(self, x):
-        """Texts among arrays become codes; codes are checked as a whole."""
-        x = self._as_dict(x) if isinstance(x, list) or hasattr(x, "shape") else x
-        if not isinstance(x, dict):
-            return x
-        x = dict(x)
-        for name in self.modalities:
-            texts = are_texts(x.get(name))
-            if texts and not isinstance(self.tokenizers[name], keras.layers.Layer):
-                x[name] = np.asarray(self.tokenizers[name].encode(list(x[name])))
-            elif texts or (isinstance(x.get(name), np.ndarray) and x[name].dtype.kind in "iu"):
-                self._encode(name, np.asarray(x[name]))
-        return x
+        return ops.where(known, noisy, mask), masked & known, t, ops.any(known, axis=but_first(codes))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -349,7 +260,3 @@ def _described(name, tokenizer):
         "shape": tuple(tokenizer.code_shape),
         "num_levels": getattr(tokenizer, "num_levels", None),
     }
-
-
-def _but_first(x):
-    return tuple(range(1, len(x.shape)))

@@ -35,7 +35,19 @@ def heads_of(x, num_heads):
     return x.reshape(*x.shape[:2], num_heads, -1).transpose(0, 2, 1, 3)
 
 
-def attention(weights, num_heads, query, key=None, value=None, mask=None, prefix=""):
+def turned(x, positions):
+    """Rotary embedding by complex numbers: x (B, h, T, D), positions (axes, T), channels i and i + D / 2 a number."""
+    x = x[..., : x.shape[-1] // 2] + 1j * x[..., x.shape[-1] // 2 :]
+    each = x.shape[-1] // len(positions)
+    turns = np.ones((x.shape[-2], x.shape[-1]), complex)
+    for axis, position in enumerate(positions):
+        for i in range(each):
+            turns[:, axis * each + i] = np.exp(1j * np.array(position) * 10000.0 ** (-i / each))
+    x = x * turns
+    return np.concatenate([x.real, x.imag], axis=-1)
+
+
+def attention(weights, num_heads, query, key=None, value=None, mask=None, prefix="", positions=None):
     """Output and attention weights; `mask` as (B or 1, h or 1, T or 1, S)."""
     weights = {name.removeprefix(prefix): w for name, w in weights.items() if name.startswith(prefix)}
     if key is None:
@@ -47,6 +59,8 @@ def attention(weights, num_heads, query, key=None, value=None, mask=None, prefix
     if "query_norm/scale" in weights:
         q = q / np.sqrt((q**2).mean(axis=-1, keepdims=True) + 1e-6) * weights["query_norm/scale"]
         k = k / np.sqrt((k**2).mean(axis=-1, keepdims=True) + 1e-6) * weights["key_norm/scale"]
+    if positions is not None:
+        q, k = turned(q, positions), turned(k, positions)
     logits = q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1])
     if mask is None:
         scores = softmax(logits)

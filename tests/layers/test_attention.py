@@ -37,6 +37,34 @@ def test_self_attention_is_the_formula(options):
 
 
 @pytest.mark.parametrize("options", [{}, {"query_key_norm": True}], ids=str)
+@pytest.mark.parametrize(
+    ("grids", "positions"),
+    [([(6,)], [range(6)]), ([(2, 3)], [[0, 0, 0, 1, 1, 1], [0, 1, 2, 0, 1, 2]]), ([(4,), (2,)], [[0, 1, 2, 3, 0, 1]])],
+    ids=str,
+)
+def test_rotary_attention_is_the_formula(grids, positions, options):
+    layer = MultiHeadAttention(2, WIDTH, rotary_grids=grids, **options)
+    layer.build((2, 6, WIDTH))
+    x = normal(2, 6, WIDTH, seed=1)
+    output, scores = randomize(layer)(x, return_attention_scores=True)
+    expected, expected_scores = attention(weights_of(layer), 2, x.astype("float64"), positions=positions)
+    np.testing.assert_allclose(numpy(output), expected, atol=1e-5)
+    np.testing.assert_allclose(numpy(scores), expected_scores, atol=1e-6)
+
+
+def test_rotary_attention_depends_on_how_far_apart_positions_are_not_on_where():
+    layer = MultiHeadAttention(2, WIDTH, rotary_grids=[(9,)])
+    layer.build((1, 9, WIDTH))
+    x = np.repeat(normal(1, 1, WIDTH, seed=1), 9, axis=1)
+    _, scores = randomize(layer)(x, return_attention_scores=True)
+    logits = np.log(numpy(scores)[0, 0])
+    logits = logits - np.diag(logits)[:, None]  # without what the softmax divides by
+    for distance in (1, 3):
+        np.testing.assert_allclose(np.diag(logits, distance), logits[0, distance], atol=1e-5)
+        assert abs(logits[0, distance]) > 1e-3
+
+
+@pytest.mark.parametrize("options", [{}, {"query_key_norm": True}], ids=str)
 def test_cross_attention_is_the_formula_for_three_widths(options):
     query, key, value = normal(2, 5, 8, seed=1), normal(2, 7, 10, seed=2), normal(2, 7, 6, seed=3)
     layer = make(query.shape, key.shape, value.shape, **options)
@@ -189,6 +217,13 @@ def test_contract_of_self_attention(options, tmp_path):
     )
 
 
+def test_contract_of_rotary_attention(tmp_path):
+    def make(**kwargs):
+        return MultiHeadAttention(2, WIDTH, rotary_grids=[(2, 2), (3,)], **kwargs)
+
+    run_contract(make, normal(2, 7, WIDTH), tmp_path=tmp_path)
+
+
 def test_contract_of_cross_attention(tmp_path):
     inputs = [normal(2, 5, 8, seed=1), normal(2, 7, 10, seed=2), normal(2, 7, 6, seed=3)]
     layer = run_contract(lambda **kwargs: MultiHeadAttention(HEADS, WIDTH, **kwargs), inputs, tmp_path=tmp_path)
@@ -254,3 +289,18 @@ def test_inputs_that_are_no_sequences():
     with pytest.raises(ValueError, match=r"must be \[query, key, value\]. Received: 2 inputs"):
         x = normal(2, 5, WIDTH)
         make((2, 5, WIDTH), (2, 5, WIDTH))([x, x])
+
+
+@pytest.mark.parametrize(
+    ("width", "grids", "shapes", "message"),
+    [
+        (6, [(5,)], [(2, 5, 6)], "`dim` must be even"),  # heads of 3
+        (8, [(2, 2, 2)], [(2, 8, 8)], "at least 2 for each axis"),
+        (8, [(5,)], [(2, 6, 8)], r"are 5\. Received: shape=\(2, 6, 8\)"),
+        (8, [(5,)], [(2, 5, 8), (2, 5, 8)], "must be of the positions of self-attention.*Received: a key"),
+    ],
+    ids=str,
+)
+def test_rotary_grids_that_do_not_fit(width, grids, shapes, message):
+    with pytest.raises(ValueError, match=message):
+        MultiHeadAttention(2, width, rotary_grids=grids).build(*shapes)

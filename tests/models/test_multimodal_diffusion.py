@@ -113,7 +113,7 @@ def test_hidden_modalities_do_not_lower_what_is_logged():
 def test_texts_may_be_arrays_and_bytes(texts):
     model = small()
     expected = model.tokenizers["text"].encode(["ab", "b"])
-    np.testing.assert_array_equal(model._given({"text": texts}, None)[0]["text"], expected)
+    np.testing.assert_array_equal(model.known_codes({"text": texts}, None)[0]["text"], expected)
     np.testing.assert_array_equal(model.prepare_arrays({"text": texts})["text"], expected)
 
 
@@ -213,9 +213,9 @@ def test_every_conditional_is_learned(trained):
         drawn = trained.generate({given: codes[given]}, [want], num_steps=4, seed=0, verbose=0, return_codes=True)
         assert np.mean(drawn[want] == codes[want]) > 0.95, (given, want)
     # Together, the first codes of all are drawn before any is known, so that they may tell different stories.
-    for together, least in ((False, 0.9), (True, 0.7)):
+    for together, least in ((False, 0.9), (True, 0.6)):
         joint = trained.generate(
-            num_samples=24, want=names, num_steps=8, seed=0, verbose=0, return_codes=True, together=together
+            num_samples=96, want=names, num_steps=8, seed=0, verbose=0, return_codes=True, together=together
         )
         first = joint["text"][:, 0]
         agree = [np.mean(one == first.reshape(-1, *(1,) * (one.ndim - 1))) for one in joint.values()]
@@ -269,7 +269,7 @@ def test_guidance_of_one_is_none_and_of_zero_ignores_the_condition(trained):
     )
     values, scale = trained._values(), ops.convert_to_tensor(1.0)
     masked = {
-        name: ops.convert_to_tensor(one) for name, one in trained._given({"text": codes["text"]}, None)[0].items()
+        name: ops.convert_to_tensor(one) for name, one in trained.known_codes({"text": codes["text"]}, None)[0].items()
     }
     seeds, steps = ops.convert_to_tensor([0, 0]), ops.convert_to_tensor(3)
     found = [
