@@ -44,7 +44,7 @@ class CausalTransformer(keras.Model):
         self.positions = sincos_position_embedding((length,), d_model).astype("float32")
         self.causal = np.tril(np.ones((1, length, length), bool))
         self.embedding = CodeEmbedding(d_model, num_embeddings)
-        self.blocks = [TransformerBlock(d_model, num_heads, dff) for _ in range(num_layers)]
+        self.blocks = [TransformerBlock(d_model, num_heads, dff, rotary_grids=[(length,)]) for _ in range(num_layers)]
         self.final_norm = layers.LayerNormalization(epsilon=1e-6)
         self.final_dense = layers.Dense(num_embeddings, kernel_initializer="zeros")
 

@@ -7,6 +7,7 @@ import numpy as np
 from keras_vqdit import data
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.data.captions import captions_of, digit_of
+from keras_vqdit.diffusion import MaskedDiffusion
 from keras_vqdit.models.multimodal_diffusion import MultimodalDiffusion
 from keras_vqdit.recipes import diffusion_optimizer, learning_rate_schedule, to_arrays
 from keras_vqdit.training import scope
@@ -22,6 +23,7 @@ def train_multimodal(
     num_heads=4,
     num_layers=6,
     learning_rate=8e-3,
+    pair_rate=0.5,
     seed=None,
     verbose=1,
     callbacks=None,
@@ -36,7 +38,7 @@ def train_multimodal(
         epochs: number of epochs.
         d_model, num_heads, num_layers: size of the transformer.
         learning_rate: highest learning rate, of `recipes.diffusion_optimizer`. Defaults to 0.008.
-        seed: as in `MultimodalDiffusion`.
+        pair_rate, seed: as in `MultimodalDiffusion`. Half of the examples train in pairs.
         verbose, callbacks: as in `fit`.
         strategy: of `tf.distribute`. Defaults to `None`.
         **options: further arguments of `MultimodalDiffusion`.
@@ -53,10 +55,13 @@ def train_multimodal(
     """
     codes = data.encode_codes(train, tokenizers)
     held_out = None if test is None else data.encode_codes(test, tokenizers)
-    schedule = learning_rate_schedule(codes, positive_integer("epochs", epochs), learning_rate, longest_warmup=100)
+    rates = learning_rate_schedule(codes, positive_integer("epochs", epochs), learning_rate, longest_warmup=100)
     with scope(strategy):
-        model = MultimodalDiffusion(tokenizers, d_model, num_heads, num_layers=num_layers, seed=seed, **options)
-        model.compile(diffusion_optimizer(schedule))
+        options = {"process": MaskedDiffusion("cosine", weighting="masked", seed=seed), **options}
+        model = MultimodalDiffusion(
+            tokenizers, d_model, num_heads, num_layers=num_layers, pair_rate=pair_rate, seed=seed, **options
+        )
+        model.compile(diffusion_optimizer(rates))
     history = model.fit(
         codes, validation_data=held_out, epochs=epochs, shuffle=False, verbose=verbose, callbacks=callbacks
     )

@@ -17,6 +17,7 @@ SCHEDULES = {
     "quadratic": (lambda t: t * t, lambda t: 2 / t),
     "cosine": (lambda t: ops.sin(HALF_PI * t), lambda t: HALF_PI / ops.tan(HALF_PI * t)),
 }
+WEIGHTINGS = ("bound", "masked")
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
@@ -34,6 +35,9 @@ class MaskedDiffusion(layers.Layer):
     Args:
         schedule: `"linear"`, p = t; `"cosine"`, p = sin(π t / 2); `"quadratic"`, p = t². Defaults to `"linear"`.
         min_time: the smallest time in training, where the weight is largest. Defaults to 1e-3.
+        weighting: of the loss in training: `"bound"`, p' / p; or `"masked"`, 1 / p, the mean cross entropy of the masked codes.
+            With the cosine schedule that dwells on many masks, where drawing begins, as MaskGIT does; with the linear one both
+            are the same. Defaults to `"bound"`.
         seed: integer for the random times and masks. Defaults to `None`.
 
     Call arguments:
@@ -71,10 +75,11 @@ class MaskedDiffusion(layers.Layer):
         - [Structured Denoising Diffusion Models in Discrete State-Spaces](https://arxiv.org/abs/2107.03006)
     """
 
-    def __init__(self, schedule="linear", *, min_time=1e-3, seed=None, **kwargs):
+    def __init__(self, schedule="linear", *, min_time=1e-3, weighting="bound", seed=None, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.schedule = one_of("schedule", schedule, SCHEDULES)
         number("min_time", min_time, above=0, below=1)
+        self.weighting = one_of("weighting", weighting, WEIGHTINGS)
         self.min_time, self.seed = min_time, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         self.built = True
@@ -85,10 +90,12 @@ class MaskedDiffusion(layers.Layer):
         """The probability p(t) that a code is masked, float32."""
         return SCHEDULES[self.schedule][0](ops.cast(t, "float32"))
 
-    def weight(self, t):
-        """The weight p'(t) / p(t) of the cross entropy of masked codes, float32; 0 at t = 0, where no code is masked."""
+    def weight(self, t, weighting="bound"):
+        """The weight of the cross entropy of masked codes, p'(t) / p(t) or 1 / p(t), float32; 0 at t = 0, where none is."""
         t = ops.cast(t, "float32")
-        return ops.where(t > 0, SCHEDULES[self.schedule][1](ops.maximum(t, 1e-12)), 0.0)
+        later = ops.maximum(t, 1e-12)
+        weight = SCHEDULES[self.schedule][1](later) if weighting == "bound" else 1 / self.mask_probability(later)
+        return ops.where(t > 0, weight, 0.0)
 
     def unmask_probability(self, t, s):
         """The probability that a code which is masked at t is not at s < t: 1 - p(s) / p(t); 0 where none is masked at t."""
@@ -144,8 +151,8 @@ class MaskedDiffusion(layers.Layer):
         masked = ops.cast(noise, "float32") < _expand(self.mask_probability(own), codes, num_levels)
         return ops.where(masked, ops.cast(mask_code, "int32"), codes), masked, t
 
-    def loss(self, logits, codes, masked, t, *, num_levels=None):
-        """Bound of the negative log-likelihood, in nats a code: weight(t) Σ_masked cross entropy / number of codes.
+    def loss(self, logits, codes, masked, t, *, num_levels=None, weighting=None):
+        """weight(t) Σ_masked cross entropy / number of codes: a bound of the negative log-likelihood, in nats a code.
 
         Args:
             logits: `(B, …, K)` of any float dtype, for the masked codes; those of others are not read.
@@ -153,9 +160,13 @@ class MaskedDiffusion(layers.Layer):
             masked: bool `(B, …)`.
             t: times `(B,)`.
             num_levels: as in the call.
+            weighting: as in the constructor, and by default that. A bound it is with `"bound"` alone.
 
         Returns:
             float32 `(B,)`.
+
+        Raises:
+            ValueError: if shapes do not fit, or there is no such weighting.
         """
         _check_levels(codes, num_levels)
         if not fits(logits.shape[:-1], codes.shape):
@@ -166,10 +177,11 @@ class MaskedDiffusion(layers.Layer):
         entropy = cross_entropy(logits, codes)
         axes = tuple(range(1, len(codes.shape)))
         count = math.prod(codes.shape[1:])
-        weight = self.weight(t)
+        weighting = self.weighting if weighting is None else one_of("weighting", weighting, WEIGHTINGS)
+        weight = self.weight(t, weighting)
         if num_levels is not None:
             own, share = self.level_times(t, num_levels)
-            weight = share * self.weight(own)
+            weight = share * self.weight(own, weighting)
         return ops.sum(ops.where(masked, _expand(weight, codes, num_levels) * entropy, 0.0), axis=axes) / count
 
     def compute_output_spec(self, codes, t=None, noise=None, *, mask_code, num_levels=None):
@@ -180,7 +192,13 @@ class MaskedDiffusion(layers.Layer):
         )
 
     def get_config(self):
-        return {**super().get_config(), "schedule": self.schedule, "min_time": self.min_time, "seed": self.seed}
+        return {
+            **super().get_config(),
+            "schedule": self.schedule,
+            "min_time": self.min_time,
+            "weighting": self.weighting,
+            "seed": self.seed,
+        }
 
 
 def _expand(values, codes, num_levels):

@@ -283,7 +283,7 @@ class Filling:
         levels = self.levels.get(name)
         noisy, masked, t = self.process(candidates, t, noise, mask_code=self.mask_codes[name], num_levels=levels)
         logits, _ = self.network.stateless_call(*values, {**codes, name: noisy}, training=False)
-        loss = self.process.loss(logits[name], candidates, masked, t, num_levels=levels)
+        loss = self.process.loss(logits[name], candidates, masked, t, num_levels=levels, weighting="bound")
         return -math.prod(self.code_shapes[name]) * loss
 
     def _sample(self, *, seed, num_steps, **codes):

@@ -41,6 +41,8 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         weights: dict of the weights of modalities in the loss. Defaults to 1 for each.
         hidden_rate: probability that an example trains without a modality: with all of it masked, as guidance and the marginals
             need. Defaults to 0.1.
+        pair_rate: probability that an example trains one modality given all of one other, drawn at random, and nothing else: what
+            most tasks ask for, and times of their own seldom give where a third modality tells the same. Defaults to 0.
         ema_decay: decay of the moving average of the weights, with a warm-up; `None` keeps none. Defaults to 0.999.
         seed: integer for the hiding of modalities. Defaults to `None`.
 
@@ -93,6 +95,7 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         process=None,
         weights=None,
         hidden_rate=0.1,
+        pair_rate=0.0,
         ema_decay=0.999,
         seed=None,
         **kwargs,
@@ -107,13 +110,14 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         if unknown:
             raise ValueError(f"`weights` must be of modalities among {sorted(modalities)}. Received: {unknown}")
         number("hidden_rate", hidden_rate, 0, below=1)
+        number("pair_rate", pair_rate, 0, 1)
         self.tokenizers = {name: tokenizers[name] for name in modalities}
         self.modalities = tuple(modalities)
         self.shares = {name: number(f"weights: {name}", (weights or {}).get(name, 1.0), 0) for name in modalities}
         if not sum(self.shares.values()):
             raise ValueError("`weights` must not all be 0")
         self.process = MaskedDiffusion() if process is None else process
-        self.hidden_rate, self.seed = hidden_rate, seed
+        self.hidden_rate, self.pair_rate, self.seed = hidden_rate, pair_rate, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
         dff = 4 * d_model if dff is None else dff
         network = CodeTransformer(
@@ -154,32 +158,57 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         if training:
             self.update_average()
         codes = self.codes(inputs)
+        roles = self._roles(ops.shape(codes[self.modalities[0]])[0]) if training else {}
         noisy, hidden = {}, {}
         for name in self.modalities:
-            noisy[name], *hidden[name] = self._add_noise(name, codes[name], training)
+            noisy[name], *hidden[name] = self._add_noise(name, codes[name], *roles.get(name, (None, None)))
         network = self.transformer if training else self.network
         logits = network(noisy, training=training)
         outputs, total = {}, 0.0
         for name in self.modalities:
             masked, t, present = hidden[name]
             known = ops.maximum(codes[name], 0)
-            loss = self.process.loss(logits[name], known, masked, t, num_levels=self.levels.get(name))
+            loss = self.process.loss(
+                logits[name],
+                known,
+                masked,
+                t,
+                num_levels=self.levels.get(name),
+                weighting=None if training else "bound",
+            )
             invalid = ops.any(codes[name] == INVALID, axis=but_first(codes[name]))
             outputs[f"{name}_loss"] = loss = ops.where(invalid, float("nan"), loss)
             outputs[f"{name}_present"] = ops.cast(present, "float32")
             total = total + self.shares[name] * loss
         return {"loss": total / sum(self.shares.values()), **outputs}
 
-    def _add_noise(self, name, codes, training):
+    def _roles(self, batch):
+        """For each modality, which of `batch` examples train with all of it given, and which with all of it hidden."""
+        count = len(self.modalities)
+        draws = keras.random.uniform((3 + count, batch), dtype="float32", seed=self.seed_generator)
+        in_pairs = draws[0] < (self.pair_rate if count > 1 else 0.0)
+        source = ops.cast(draws[1] * count, "int32")
+        target = (source + 1 + ops.cast(draws[2] * (count - 1), "int32")) % count
+        return {
+            name: (
+                in_pairs & (source == i),
+                ops.where(in_pairs, (source != i) & (target != i), draws[3 + i] < self.hidden_rate),
+            )
+            for i, name in enumerate(self.modalities)
+        }
+
+    def _add_noise(self, name, codes, given=None, hidden=None):
         """Codes with masks, which of them are to be predicted, the times, and which examples have any to predict."""
         mask, levels = self.mask_codes[name], self.levels.get(name)
         noisy, masked, t = self.process(ops.maximum(codes, 0), mask_code=mask, num_levels=levels)
-        known = codes >= 0
-        if training and self.hidden_rate:
-            chance = keras.random.uniform(ops.shape(t), dtype="float32", seed=self.seed_generator)
-            # What is hidden on top of its time trains nothing: its bound holds for times that were drawn evenly.
-            known = known & ops.reshape(chance >= self.hidden_rate, (-1, *(1,) * (len(codes.shape) - 1)))
-        return ops.where(known, noisy, mask), masked & known, t, ops.any(known, axis=but_first(codes))
+        known = trains = codes >= 0
+        if given is not None:
+            given, hidden = (ops.reshape(one, (-1, *(1,) * (len(codes.shape) - 1))) for one in (given, hidden))
+            noisy = ops.where(given, ops.maximum(codes, 0), noisy)
+            known = known & ~hidden
+            # What is given or hidden on top of its time trains nothing: its bound holds for times that were drawn evenly.
+            trains = known & ~given
+        return ops.where(known, noisy, mask), masked & trains, t, ops.any(trains, axis=but_first(codes))
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
@@ -235,6 +264,7 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
             "process": serialize(self.process),
             "weights": dict(self.shares),
             "hidden_rate": self.hidden_rate,
+            "pair_rate": self.pair_rate,
             "ema_decay": self.ema_decay,
             "seed": self.seed,
         }

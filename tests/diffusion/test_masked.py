@@ -10,6 +10,7 @@ from keras import ops
 from keras_vqdit.diffusion import MaskedDiffusion, confidence_step, fill_in
 from keras_vqdit.diffusion.masked import SCHEDULES
 from keras_vqdit.diffusion.unmasking import SAMPLERS, draw, nucleus
+from keras_vqdit.training import compile_function
 
 LENGTH, CODES = 3, 3
 MASK = CODES
@@ -136,6 +137,8 @@ def test_schedules():
         slope = {"linear": 1 + 0 * t, "quadratic": 2 * t, "cosine": np.pi / 2 * np.cos(np.pi / 2 * t)}[name]
         np.testing.assert_allclose(process.weight(t), slope / p, rtol=1e-5, atol=1e-6)
         assert float(process.weight(0.0)) == 0
+        np.testing.assert_allclose(process.weight(t, "masked"), 1 / p, rtol=1e-5)
+        assert float(process.weight(0.0, "masked")) == 0
         np.testing.assert_allclose(process.unmask_probability(t[1:], t[:-1]), 1 - p[:-1] / p[1:], rtol=1e-4, atol=1e-6)
         assert float(process.unmask_probability(0.1, 0.0)) == 1
 
@@ -177,16 +180,42 @@ def test_loss_by_hand_and_at_time_zero():
     )
 
 
+@pytest.mark.parametrize("num_levels", [None, 4])
+def test_the_loss_may_be_the_mean_of_the_masked_codes(num_levels):
+    """Of all of them, or of those of the level that is on its way, times the share of the time that it is."""
+    rng = np.random.default_rng(1)
+    process = MaskedDiffusion("cosine", weighting="masked", seed=0)
+    logits, codes = rng.normal(size=(8, 5000, 4, 3)).astype("float32"), rng.integers(0, 3, (8, 5000, 4))
+    _, masked, t = process(codes, mask_code=3, num_levels=num_levels)
+    loss = process.loss(logits, codes, masked, t, num_levels=num_levels)
+    log_p = logits - np.log(np.exp(np.float64(logits)).sum(-1, keepdims=True))
+    entropy, masked = -np.take_along_axis(log_p, codes[..., None], -1)[..., 0], np.array(masked)
+    if num_levels is not None:
+        level = 3 - np.floor(np.array(t) * 4).astype(int)  # the coarsest, 0, goes last
+        masked = masked & (np.arange(4) == level[:, None])[:, None]
+    expected = (entropy * masked).sum((1, 2)) / np.maximum(masked.sum((1, 2)), 1)
+    np.testing.assert_allclose(loss, expected, rtol=0.1)  # as many are masked as should be, on average
+    assert (
+        np.abs(loss / process.loss(logits, codes, masked, t, num_levels=num_levels, weighting="bound") - 1).max() > 0.3
+    )
+
+
 def test_ancestral_sampling_reproduces_the_distribution(distribution, exact):
-    count = 10_000
+    count = 20_000
     table = ops.convert_to_tensor(exact, "float32")
 
     def network(codes):
         return {"x": ops.take(table, index(codes["x"]), axis=0)}
 
     for schedule in ("linear", "cosine"):
-        start = {"x": np.full((count, LENGTH), MASK)}
-        drawn = np.array(fill_in("ancestral", network, MaskedDiffusion(schedule), start, {"x": MASK}, 150, seed=3)["x"])
+        process = MaskedDiffusion(schedule)
+        run = compile_function(
+            lambda x, steps, process=process: fill_in(
+                "ancestral", network, process, {"x": x}, {"x": MASK}, steps, seed=3
+            )["x"],
+            jit_compile=True,
+        )
+        drawn = np.array(run(ops.full((count, LENGTH), MASK), ops.convert_to_tensor(400)))
         counts = np.bincount(drawn @ [9, 3, 1], minlength=27)
         expected = distribution * count
         many = expected > 5
@@ -298,7 +327,9 @@ def test_errors_and_config():
         MaskedDiffusion("steep")
     with pytest.raises(ValueError, match="min_time"):
         MaskedDiffusion(min_time=0)
-    process = MaskedDiffusion("quadratic", min_time=0.01, seed=3)
+    with pytest.raises(ValueError, match="`weighting` must be one of 'bound', 'masked'"):
+        MaskedDiffusion(weighting="all")
+    process = MaskedDiffusion("quadratic", min_time=0.01, weighting="masked", seed=3)
     again = MaskedDiffusion.from_config(process.get_config())
     assert again.get_config() == process.get_config()
     with pytest.raises(ValueError, match="`noise` must have the shape of the codes"):

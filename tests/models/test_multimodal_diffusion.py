@@ -135,6 +135,47 @@ def test_an_untrained_model_knows_nothing():
     np.testing.assert_allclose(outputs["loss"], total, rtol=1e-5)
 
 
+def test_pairs_train_one_modality_given_all_of_another_alone():
+    model, (_, codes) = small(pair_rate=1.0), alike(6000)
+    pairs = []
+    roles = {name: [np.array(one) for one in both] for name, both in model._roles(6000).items()}
+    for given, wanted in itertools.permutations(model.modalities, 2):
+        free = ~roles[wanted][0] & ~roles[wanted][1]
+        third = next(name for name in model.modalities if name not in (given, wanted))
+        here = roles[given][0] & free
+        assert roles[third][1][here].all() and not roles[third][0][here].any() and not roles[given][1][here].any()
+        pairs.append(here)
+    np.testing.assert_array_equal(np.sum(pairs, axis=0), 1)  # each example is in one of the six
+    assert np.all(np.abs(np.mean(pairs, axis=1) - 1 / 6) < 4.5 * np.sqrt(5 / 36 / 6000))
+
+    given, hidden = roles["image"]
+    noisy, masked, _, trains = (
+        np.array(one) for one in model._add_noise("image", ops.cast(codes["image"], "int32"), given, hidden)
+    )
+    np.testing.assert_array_equal(noisy[given], codes["image"][given])
+    assert np.all(noisy[hidden] == 16) and not masked[given | hidden].any()
+    np.testing.assert_array_equal(trains, ~(given | hidden))
+    outputs = model(codes, training=True)
+    present = [np.array(outputs[f"{name}_present"]) for name in model.modalities]
+    np.testing.assert_array_equal(np.sum(present, axis=0), 1)
+
+
+def test_what_evaluation_measures_is_the_bound_whatever_trains():
+    _, codes = alike(3000)
+    process = kv.MaskedDiffusion("cosine", weighting="masked", seed=0)
+    plain, other = small(process=kv.MaskedDiffusion("cosine", seed=0)), small(process=process, pair_rate=0.9)
+    first, second = (model(codes, training=False) for model in (plain, other))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])
+    assert np.array(first["text_present"]).all()
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+def test_impossible_rates(rate):
+    with pytest.raises(ValueError, match="`pair_rate` must be"):
+        small(pair_rate=rate)
+
+
 def test_weights_of_modalities():
     _, codes = alike(8)
     both = small(weights={"audio": 0.0, "text": 3.0})(codes)
