@@ -14,14 +14,27 @@ from pathlib import Path
 import numpy as np
 
 from keras_vqdit import data, plotting, saving, tasks
-from keras_vqdit.data.captions import LANGUAGES, captions_of
+from keras_vqdit.data.captions import LANGUAGES, captions_of, digit_of
 from keras_vqdit.metrics import caption_scores, recall_at_k, train_classifier, train_speech_classifier
 from keras_vqdit.models import MultimodalDiffusion
 from keras_vqdit.recipes import to_arrays
 from keras_vqdit.recipes_multimodal import measure_multimodal
 
-ASKED = ["a handwritten zero", "the digit 1", "die Ziffer 2", "eine Drei in Handschrift", "数字4"]
-ASKED += ["手写数字五", "number six", "eine handgeschriebene Sieben", "this is an eight", "一个手写的九"]
+# What is asked for, and how figures call it: Matplotlib's font has no Chinese.
+ASKED = {
+    "a handwritten zero": "",
+    "the digit 1": "",
+    "die Ziffer 2": "",
+    "eine Drei in Handschrift": "",
+    "数字4": "Chinese: digit 4",
+}
+ASKED |= {
+    "手写数字五": "Chinese: digit five",
+    "number six": "",
+    "eine handgeschriebene Sieben": "",
+    "this is an eight": "",
+}
+ASKED |= {"一个手写的九": "Chinese: a nine"}
 
 
 def make_judges(folder, data_dir, verbose):
@@ -50,7 +63,7 @@ def examples_of_digits(test, name):
 
 
 def measure_captions(model, test, num_samples, options):
-    """Captions of images, compared with all captions of the grammar for their digit, of the same language."""
+    """Captions of images, compared with all captions of the grammar for their digit, in the language of what was drawn."""
     images, label = (to_arrays(test, name, limit=num_samples) for name in ("image", "label"))
     drawn = tasks.image_to_text(model, images, **options)
     references = []
@@ -86,23 +99,26 @@ def draw_figures(model, test, out, options):
     """A figure a task, and WAV files."""
     images, sounds = examples_of_digits(test, "image"), examples_of_digits(test, "audio")
     rate = model.tokenizers["audio"].sample_rate
+    alone = {**options, "guidance_scale": 1.0}  # where nothing is given to guide by
 
     def grid(path, rows, title, columns=None):
         plotting.image_grid(
             np.stack([*rows.values()]), row_labels=[*rows], column_labels=columns, title=title, path=out / path
         )
 
-    several = [tasks.text_to_image(model, ASKED, **{**options, "seed": seed}) for seed in range(4)]
-    grid("text_to_image.png", dict(enumerate(several)), "Captions to images", ASKED)
+    asked, said = list(ASKED), [name or text for text, name in ASKED.items()]
+    short = [name.replace(" ", "\n") for name in said]
+    several = [tasks.text_to_image(model, asked, **{**options, "seed": seed}) for seed in range(4)]
+    grid("text_to_image.png", dict(enumerate(several)), "Captions to images", short)
     several = [tasks.speech_to_image(model, sounds, **{**options, "seed": seed}) for seed in range(4)]
     grid("speech_to_image.png", dict(enumerate(several)), "Spoken digits to images", range(10))
     lower = np.repeat((np.arange(28) >= 14)[:, None], 28, axis=1)
     rows = {"given": images, "kept": np.where(lower[..., None], np.float32(0), images)}
     for seed in range(3):
-        rows[f"drawn {seed + 1}"] = tasks.infill_image(model, images, lower, **{**options, "seed": seed})
+        rows[f"drawn {seed + 1}"] = tasks.infill_image(model, images, lower, **{**alone, "seed": seed})
     grid("infilled.png", rows, "The lower half drawn anew")
     for name, spoken, labels in (
-        ("text_to_speech", tasks.text_to_speech(model, ASKED, **options), ASKED),
+        ("text_to_speech", tasks.text_to_speech(model, asked, **options), said),
         ("image_to_speech", tasks.image_to_speech(model, images, **options), [f"an image of {i}" for i in range(10)]),
     ):
         title = name.replace("_", " ").capitalize()
@@ -110,16 +126,22 @@ def draw_figures(model, test, out, options):
         for digit, sound in enumerate(spoken):
             data.write_wav(out / f"{name}-{digit}.wav", sound, rate)
     joint = tasks.sample_jointly(model, 10, want=["text", "image", "audio"], **options)
+    told = [text if text.isascii() else f"Chinese: {digit_of(text)}" for text in joint["text"]]
     plotting.image_grid(
-        joint["image"], rows=1, column_labels=joint["text"], title="Drawn together", path=out / "joint.png"
+        joint["image"],
+        rows=1,
+        column_labels=[text.replace(" ", "\n") for text in told],
+        title="Drawn together",
+        path=out / "joint.png",
     )
     plotting.spectrograms(
-        joint["audio"], rate, columns=5, labels=joint["text"], title="Drawn together", path=out / "joint_speech.png"
+        joint["audio"], rate, columns=5, labels=told, title="Drawn together", path=out / "joint_speech.png"
     )
-    captions = {"image": tasks.image_to_text(model, images, **options)}
+    captions = {"together": joint["text"]}
+    captions |= {"image": tasks.image_to_text(model, images, **options)}
     captions["speech"] = tasks.speech_to_text(model, sounds, **options)
-    captions["a handwritten"] = tasks.complete_text(model, ["a handwritten"] * 10, **options)
-    captions["die Ziffer"] = tasks.complete_text(model, ["die Ziffer"] * 10, **options)
+    captions["a handwritten"] = tasks.complete_text(model, ["a handwritten"] * 10, **alone)
+    captions["die Ziffer"] = tasks.complete_text(model, ["die Ziffer"] * 10, **alone)
     for name, texts in captions.items():
         print(f"{name}: {', '.join(texts)}", flush=True)
     return captions
@@ -139,6 +161,7 @@ def main(argv=None):
     parser.add_argument("--verbose", type=int, default=2, help="of the judges' training (default: %(default)s)")
     options = parser.parse_args(argv)
 
+    caption_scores(["a seven"], [["a seven"]])  # raises now, not after minutes, where its libraries are not installed
     options.out.mkdir(parents=True, exist_ok=True)
     expected = MultimodalDiffusion
     model = (
@@ -147,7 +170,13 @@ def main(argv=None):
     judges = make_judges(options.out, options.data_dir, options.verbose)
     text = model.tokenizers["text"]
     _, test = data.load(
-        "multimodal_digits", data_dir=options.data_dir, batch_size=250, audio_copies=1, text_tokenizer=text
+        "multimodal_digits",
+        data_dir=options.data_dir,
+        batch_size=250,
+        image_size=model.tokenizers["image"].example_shape[:2],
+        audio_length=model.tokenizers["audio"].example_shape[0],
+        audio_copies=1,
+        text_tokenizer=text,
     )
     drawing = {name: getattr(options, name) for name in ("num_steps", "temperature", "guidance_scale", "seed")}
     drawing |= {"verbose": 0, "jit_compile": True}

@@ -230,9 +230,9 @@ def evaluate(arguments):
 
 def export(arguments):
     from keras_vqdit import saving
-    from keras_vqdit.models import VAE, VQVAE, LatentDiffusion, MultimodalDiffusion
+    from keras_vqdit.models import VAE, VQVAE, AudioTokenizer, LatentDiffusion, MultimodalDiffusion
 
-    model = load_trained(arguments, (VQVAE, VAE, LatentDiffusion, MultimodalDiffusion))
+    model = load_trained(arguments, (VQVAE, VAE, AudioTokenizer, LatentDiffusion, MultimodalDiffusion))
     card = saving.read_json(arguments.card) if arguments.card else None
     if arguments.format == "preset":
         model.save_to_preset(arguments.out, card)

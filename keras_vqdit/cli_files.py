@@ -85,10 +85,17 @@ def read_sound(path, length, sample_rate=None):
 
 
 def write_images(out, name, images, tokenizer):
+    import matplotlib.image
+
     from keras_vqdit import plotting
 
+    paths = [out / f"{name}-{i}.png" for i in range(len(images))]
+    for path, image in zip(paths, images, strict=True):
+        pixels = np.round(127.5 * (np.clip(image, -1, 1) + 1)).astype("uint8")
+        with atomic_path(path) as temporary:
+            matplotlib.image.imsave(temporary, np.broadcast_to(pixels, (*pixels.shape[:2], 3)), format="png")
     plotting.image_grid(images, title="Drawn images", path=out / f"{name}.png")
-    return [out / f"{name}.png"]
+    return [*paths, out / f"{name}.png"]
 
 
 def write_sounds(out, name, sounds, tokenizer):

@@ -51,6 +51,8 @@ def train(arguments):
         batch_size=arguments.batch_size,
         data_dir=arguments.data_dir,
         download=arguments.download,
+        image_size=tokenizers["image"].example_shape[:2],
+        channels=tokenizers["image"].example_shape[-1],
         audio_length=tokenizers["audio"].example_shape[0],
         text_tokenizer=tokenizers["text"],
         seed=arguments.seed,
@@ -68,7 +70,6 @@ def train(arguments):
         verbose=arguments.verbose,
         callbacks=cli.training_callbacks(arguments),
         strategy=strategy,
-        weights={"text": 2.0},
     )
     if not is_writer(strategy):
         return

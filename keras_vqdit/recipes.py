@@ -204,12 +204,14 @@ def measure_judge(classifier, test):
 
 
 def check_images(tokenizer, dataset):
-    """Raise a ValueError where the images of a data set are not those of a tokenizer."""
+    """Raise a ValueError where the images, or sounds, of a data set are not of the shape of a tokenizer's."""
     expected, received = getattr(tokenizer, "example_shape", None), data.describe(dataset).shapes
-    received = received.get(getattr(tokenizer, "modality", "image"))
+    modality = getattr(tokenizer, "modality", "image")
+    received = received.get(modality)
     if expected is not None and (received is None or not fits(received, expected)):
+        kind = "images" if modality == "image" else modality
         raise ValueError(
-            f"The data must be images of shape {tuple(expected)}, those of the tokenizer. Received: {received}"
+            f"The data must be {kind} of shape {tuple(expected)}, those of the tokenizer. Received: {received}"
         )
 
 

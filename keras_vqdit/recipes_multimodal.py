@@ -9,7 +9,7 @@ from keras_vqdit.checks import positive_integer
 from keras_vqdit.data.captions import captions_of, digit_of
 from keras_vqdit.diffusion import MaskedDiffusion
 from keras_vqdit.models.multimodal_diffusion import MultimodalDiffusion
-from keras_vqdit.recipes import diffusion_optimizer, learning_rate_schedule, to_arrays
+from keras_vqdit.recipes import check_images, diffusion_optimizer, learning_rate_schedule, to_arrays
 from keras_vqdit.training import scope
 
 
@@ -41,26 +41,37 @@ def train_multimodal(
         pair_rate, seed: as in `MultimodalDiffusion`. Half of the examples train in pairs.
         verbose, callbacks: as in `fit`.
         strategy: of `tf.distribute`. Defaults to `None`.
-        **options: further arguments of `MultimodalDiffusion`.
+        **options: further arguments of `MultimodalDiffusion`. Otherwise `process` is the cosine one, which trains by the mean of
+            the masked codes, and by `weights` text counts twice.
 
     Returns:
         Tuple of the model and a dict of the training curves.
 
     Example:
         ```python
-        train, test = kv.data.load("multimodal_digits", data_dir=folder)
-        tokenizers = {"image": images, "audio": sounds, "text": train.info.text_tokenizer}
+        captions = kv.data.captions.caption_tokenizer("bpe")  # a code for each word
+        train, test = kv.data.load("multimodal_digits", data_dir=folder, text_tokenizer=captions)
+        tokenizers = {"image": images, "audio": sounds, "text": captions}
         model, history = train_multimodal(train, test, tokenizers, epochs=5)
         ```
     """
-    codes = data.encode_codes(train, tokenizers)
-    held_out = None if test is None else data.encode_codes(test, tokenizers)
-    rates = learning_rate_schedule(codes, positive_integer("epochs", epochs), learning_rate, longest_warmup=100)
+    epochs = positive_integer("epochs", epochs)
+    for tokenizer in tokenizers.values():
+        if hasattr(tokenizer, "example_shape"):
+            check_images(tokenizer, train)
+    options = {
+        "process": MaskedDiffusion("cosine", weighting="masked", seed=seed),
+        "weights": {"text": 2.0} if "text" in tokenizers else None,
+        **options,
+    }
     with scope(strategy):
-        options = {"process": MaskedDiffusion("cosine", weighting="masked", seed=seed), **options}
         model = MultimodalDiffusion(
             tokenizers, d_model, num_heads, num_layers=num_layers, pair_rate=pair_rate, seed=seed, **options
         )
+    codes = data.encode_codes(train, tokenizers)
+    held_out = None if test is None else data.encode_codes(test, tokenizers)
+    with scope(strategy):
+        rates = learning_rate_schedule(codes, epochs, learning_rate, longest_warmup=100)
         model.compile(diffusion_optimizer(rates))
     history = model.fit(
         codes, validation_data=held_out, epochs=epochs, shuffle=False, verbose=verbose, callbacks=callbacks
@@ -112,7 +123,8 @@ def measure_multimodal(model, test, image_judge, speech_judge, *, num_samples=50
     found["joint"] = np.mean((digits[0] == digits[1]) & (digits[0] == digits[2]) & (digits[0] >= 0))
     height, width = real["image"].shape[1:3]
     lower = np.repeat((np.arange(height) >= height // 2)[:, None], width, axis=1)
-    filled = model.generate({"image": real["image"]}, ["image"], fill={"image": lower}, **options)["image"]
+    alone = {**options, "guidance_scale": 1.0}  # nothing is given to guide by
+    filled = model.generate({"image": real["image"]}, ["image"], fill={"image": lower}, **alone)["image"]
     found["infilled"] = np.mean(told("image", filled) == label)
     captions = [captions_of(digit)[0] for digit in range(10)]
     scores = model.score({"image": real["image"]}, {"text": captions}, num_samples=4, seed=seed)

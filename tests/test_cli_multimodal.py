@@ -86,10 +86,12 @@ def test_generate_writes_what_is_wanted(run, folder):
     arguments = ["--given", "text=ab", "--want", "image,audio", "--num-samples", 2]
     status, printed = run("generate", *arguments, "--out", "drawn", "--guidance-scale", 2, "--temperature", 0.5)
     assert status == 0
-    names = {"image.png", "audio-0.wav", "audio-1.wav", "spectrograms.png"}
+    names = {"image.png", "image-0.png", "image-1.png", "audio-0.wav", "audio-1.wav", "spectrograms.png"}
     assert {path.name for path in (folder / "drawn").iterdir()} == names
     assert all(f"wrote drawn/{name}" in printed for name in names)
     assert (folder / "drawn/image.png").read_bytes().startswith(b"\x89PNG")
+    one = cli_files.read_image(folder / "drawn/image-1.png", (8, 8, 1))  # is taken as it was drawn
+    assert one.shape == (1, 8, 8, 1) and matplotlib.image.imread(folder / "drawn/image-1.png").shape[:2] == (8, 8)
     audio, rate = kv.data.read_wav(folder / "drawn/audio-1.wav")
     assert len(audio) == LENGTH and rate == 8000
 

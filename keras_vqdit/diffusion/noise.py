@@ -57,7 +57,7 @@ def uniform(shape, seed):
     """Uniform noise between 0 and 1, both exclusive; arguments as of `standard_normal`.
 
     Returns:
-        float32 tensor of multiples of 2⁻²⁴, less half of that.
+        float32 tensor of multiples of 2⁻²⁴, less half of that, as far as float32 has them, from 2⁻²⁵ to 1 - 2⁻²⁴.
     """
     return _numbers(shape, seed, lambda u, v: (u, v))
 
@@ -79,9 +79,13 @@ def _numbers(shape, seed, transform):
 
 
 def _uniform_pairs(seed, index):
-    """The two numbers of each pair `index`: 24 random bits each, and never 0."""
-    a, b = threefry(_key(seed), (index, ops.zeros_like(index)))
-    return tuple((ops.cast(_shift_right(bits, 8), "float32") + 0.5) * 2.0**-24 for bits in (a, b))
+    """The two numbers of each pair `index`, see `_fraction`."""
+    return tuple(map(_fraction, threefry(_key(seed), (index, ops.zeros_like(index)))))
+
+
+def _fraction(bits):
+    """The upper 24 of 32 random bits as a number between 0 and 1: never 0, nor 1, to which float32 would round the largest."""
+    return ops.minimum((ops.cast(_shift_right(bits, 8), "float32") + 0.5) * 2.0**-24, 1 - 2.0**-24)
 
 
 def _box_muller(u, v):

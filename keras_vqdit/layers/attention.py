@@ -6,7 +6,7 @@ import keras
 from keras import layers, ops
 
 from keras_vqdit.checks import fits, number, positive_integer
-from keras_vqdit.layers.embeddings import rotary_angles, rotate
+from keras_vqdit.layers.embeddings import check_rotary, rotary_angles, rotate
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
@@ -83,7 +83,7 @@ class MultiHeadAttention(layers.Layer):
         self.output_initializer = keras.initializers.get(output_initializer)
         self.rotary_grids = None if rotary_grids is None else tuple(map(tuple, rotary_grids))
         if rotary_grids is not None:
-            rotary_angles(self.rotary_grids, self.d_head)  # raises where they do not fit
+            check_rotary(self.rotary_grids, self.d_head)
 
         # === Layers ===
         if query_key_norm:

@@ -73,13 +73,10 @@ def rotary_angles(grids, dim):
         - [RoFormer: Enhanced Transformer with Rotary Position Embedding](https://arxiv.org/abs/2104.09864)
         - [Rotary Position Embedding for Vision Transformer](https://arxiv.org/abs/2403.13298), of axes
     """
+    check_rotary(grids, dim)
     parts = []
     for grid in grids:
-        count = dim // (2 * len(grid)) if grid else 0
-        if count < 1 or dim % 2:
-            raise ValueError(
-                f"`dim` must be even, and at least 2 for each axis of a grid. Received: grid={grid}, dim={dim}"
-            )
+        count = dim // (2 * len(grid))
         frequencies = 10000.0 ** (-np.arange(count, dtype="float64") / count)
         positions = np.indices(grid, dtype="float64").reshape(len(grid), -1)  # (axes, N)
         angles = np.zeros((positions.shape[1], dim // 2))
@@ -89,6 +86,16 @@ def rotary_angles(grids, dim):
     angles = np.concatenate(parts)
     angles.flags.writeable = False  # the cache hands out this very array
     return angles
+
+
+def check_rotary(grids, dim):
+    """Raise a ValueError where `dim` channels are too few for the axes of a grid, or odd. No angle is computed."""
+    for grid in grids:
+        if not grid or dim % 2 or dim < 2 * len(grid):
+            raise ValueError(
+                "The width of a head, `d_model / num_heads`, must be even, and at least 2 for each axis of a grid. "
+                f"Received: width {dim}, grid {grid}"
+            )
 
 
 def rotate(x, angles):

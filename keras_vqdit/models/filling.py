@@ -78,8 +78,9 @@ class Filling:
         restored = model.generate({"image": images}, want=["image"], fill={"image": half}, seed=0)["image"]
         ```
         """
-        codes, count = self.known_codes(given or {}, num_samples)
-        want = self._wanted(want, given or {})
+        given, fill = ({} if one is None else one for one in (given, fill))
+        codes, count = self.known_codes(given, num_samples)
+        want = self._wanted(want, given)
         one_of("sampler", sampler, tuple(SAMPLERS))
         known = inspect.signature(SAMPLERS[sampler]).parameters.values()
         known = {one.name for one in known if one.kind is one.KEYWORD_ONLY} - {"num_levels"}
@@ -94,7 +95,7 @@ class Filling:
         heat = {name: number("temperature", x, 0) for name, x in self._each("temperature", temperature, want, 1.0)}
         batch_size = positive_integer("batch_size", batch_size)
         seed = random.randrange(2**30) if seed is None else integer("seed", seed)
-        self._make_room(codes, want, given or {}, fill or {})
+        self._make_room(codes, want, given, fill)
         guides = [name for name in codes if np.any(codes[name] != self.mask_codes[name]) and name not in want]
         if guidance_scale != 1.0 and not guides and (together or len(want) == 1):
             raise ValueError(
@@ -156,12 +157,13 @@ class Filling:
         if not isinstance(candidates, dict) or len(candidates) != 1:
             raise ValueError(f"`candidates` must be a dict of one modality. Received: {candidates!r:.80}")
         name = next(iter(candidates))
-        if name in (given or {}):
+        given = {} if given is None else given
+        if isinstance(given, dict) and name in given:
             raise ValueError(f'Candidates must be of a modality that is not given. Received: "{name}" in both')
         choices = self.known_codes(candidates, None)[0][name]
         if np.any(choices == self.mask_codes[name]):
             raise ValueError("Candidates must have no unknown codes")
-        known, count = self.known_codes(given or {}, None)
+        known, count = self.known_codes(given, None)
         num_samples, batch_size = (
             positive_integer("num_samples", num_samples),
             positive_integer("batch_size", batch_size),
@@ -206,8 +208,9 @@ class Filling:
 
     def _make_room(self, codes, want, given, fill):
         """Mask what shall be drawn of what is given."""
-        if not set(fill) <= set(want) & set(given):
-            raise ValueError(f"`fill` must be of modalities that are given and wanted. Received: {sorted(fill)}")
+        if not isinstance(fill, dict) or not set(fill) <= set(want) & set(given):
+            said = sorted(fill) if isinstance(fill, dict) else type(fill).__name__
+            raise ValueError(f"`fill` must be a dict of modalities that are given and wanted. Received: {said}")
         for name in want:
             mask, before = self.mask_codes[name], codes[name]
             if name in fill:

@@ -52,8 +52,9 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         training: the moving average learns, and modalities are hidden, in training only.
 
     Returns:
-        Dict of `"loss"` (B,), and for each modality `"NAME_loss"` (B,), in nats a code, and `"NAME_present"` (B,), 1 where the
-        example counts in the mean that is logged as `NAME_loss`, 0 where it lacks the modality or trains without it.
+        Dict of `"loss"` (B,), and for each modality `"NAME_loss"` (B,), in nats a code of those that train, and `"NAME_present"`
+        (B,), the share of its codes that do, by which the mean that is logged as `NAME_loss` is weighted: 0 where the example
+        lacks the modality or trains without it. In training `"loss"` counts nothing for these, so it is less than in evaluation.
 
     Raises:
         TypeError: if a tokenizer or the process is none.
@@ -166,7 +167,7 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         logits = network(noisy, training=training)
         outputs, total = {}, 0.0
         for name in self.modalities:
-            masked, t, present = hidden[name]
+            masked, t, share = hidden[name]
             known = ops.maximum(codes[name], 0)
             loss = self.process.loss(
                 logits[name],
@@ -177,8 +178,9 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
                 weighting=None if training else "bound",
             )
             invalid = ops.any(codes[name] == INVALID, axis=but_first(codes[name]))
-            outputs[f"{name}_loss"] = loss = ops.where(invalid, float("nan"), loss)
-            outputs[f"{name}_present"] = ops.cast(present, "float32")
+            loss = ops.where(invalid, float("nan"), loss)
+            outputs[f"{name}_loss"] = loss / ops.where(share > 0, share, 1.0)
+            outputs[f"{name}_present"] = share
             total = total + self.shares[name] * loss
         return {"loss": total / sum(self.shares.values()), **outputs}
 
@@ -198,7 +200,7 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         }
 
     def _add_noise(self, name, codes, given=None, hidden=None):
-        """Codes with masks, which of them are to be predicted, the times, and which examples have any to predict."""
+        """Codes with masks, which of them are to be predicted, the times, and the share of the codes that train."""
         mask, levels = self.mask_codes[name], self.levels.get(name)
         noisy, masked, t = self.process(ops.maximum(codes, 0), mask_code=mask, num_levels=levels)
         known = trains = codes >= 0
@@ -208,13 +210,16 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
             known = known & ~hidden
             # What is given or hidden on top of its time trains nothing: its bound holds for times that were drawn evenly.
             trains = known & ~given
-        return ops.where(known, noisy, mask), masked & trains, t, ops.any(trains, axis=but_first(codes))
+        share = ops.mean(ops.cast(trains, "float32"), axis=but_first(codes))
+        return ops.where(known, noisy, mask), masked & trains, t, share
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         loss = super().compute_loss(x, y, y_pred, sample_weight, training)
         if y_pred is not None:
+            weight = x.get("sample_weight") if sample_weight is None and isinstance(x, dict) else sample_weight
+            weight = 1.0 if weight is None else ops.cast(weight, "float32")
             for name, tracker in zip(self.modalities, self.trackers, strict=True):
-                tracker.update_state(y_pred[f"{name}_loss"], sample_weight=y_pred[f"{name}_present"])
+                tracker.update_state(y_pred[f"{name}_loss"], sample_weight=weight * y_pred[f"{name}_present"])
         return loss
 
     # === Saving ===

@@ -28,7 +28,7 @@ from keras_vqdit.saving.strict import MAX_JSON, first_line, parse_json, read_jso
 
 FORMAT = "keras_vqdit export"
 FORMATS = ("tf_saved_model", "litert", "onnx")
-WITHOUT_LOOPS = ("encode", "decode", "decode_latents", "denoise")  # what LiteRT and ONNX get
+WITH_LOOPS = ("sample", "reconstruct")  # what LiteRT and ONNX do not get: it has loops, or is two others
 ONNX_OPSET = 18
 MAX_LINES = 50  # of what a stranger wrote
 OURS = ("format", "kind", "model", "parameter_count", "exported_with", "signatures")  # what an export says of itself
@@ -97,7 +97,7 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(map(repr, FORMATS))}. Received: format={format!r}")
     if not hasattr(model, "endpoints") or isinstance(model, type):
-        raise TypeError(f"`model` must have endpoints, as VQVAE, VAE and LatentDiffusion do. Received: {model!r}")
+        raise TypeError(f"`model` must have endpoints, as VQVAE, VAE, LatentDiffusion and MultimodalDiffusion do. Received: {model!r}")
     if format == "onnx" and not importlib.util.find_spec("tf2onnx"):
         raise ImportError('ONNX files are written by tf2onnx. Install it by: pip install "keras_vqdit[onnx]"')
     if keras.backend.backend() != "tensorflow":
@@ -113,10 +113,10 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
         raise ValueError(f"`card` must leave {', '.join(OURS)} to the export. Received: {', '.join(taken)}")
     endpoints = model.endpoints(**options)
     if format != "tf_saved_model":
-        endpoints = {name: one for name, one in endpoints.items() if name in WITHOUT_LOOPS}
+        endpoints = {name: one for name, one in endpoints.items() if name not in WITH_LOOPS}
     _check_endpoints(endpoints)
     if not endpoints:
-        raise ValueError(f"`model` must have endpoints among {', '.join(WITHOUT_LOOPS)}. Received: {model!r}")
+        raise ValueError(f"`model` must have endpoints other than {', '.join(WITH_LOOPS)}. Received: {model!r}")
     functions = {name: _concrete(endpoint) for name, endpoint in endpoints.items()}
     about = {
         **card,

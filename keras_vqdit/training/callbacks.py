@@ -226,7 +226,9 @@ class TensorBoard(keras.callbacks.TensorBoard):
             if hasattr(quantizer, "codebook"):
                 norms = np.linalg.norm(ops.convert_to_numpy(quantizer.codebook), axis=-1)
                 self.summary.histogram("codebook/norms", norms)
-        elif hasattr(self.model, "generate"):
+        elif hasattr(self.model, "generate") and not hasattr(
+            self.model, "modalities"
+        ):  # of several there is no one picture
             self._draw_samples(epoch)
 
     def _picked_examples(self):

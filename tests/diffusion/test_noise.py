@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from keras_vqdit.diffusion import standard_normal
-from keras_vqdit.diffusion.noise import _key, threefry
+from keras_vqdit.diffusion.noise import _fraction, _key, threefry
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,10 @@ def test_a_seed_generator_moves_on():
     seed = keras.random.SeedGenerator(7)
     first, second = standard_normal((5,), seed), standard_normal((5,), seed)
     assert np.abs(first - second).min() > 0
+
+
+def test_no_bits_make_0_or_1():
+    """Of either a Gumbel variable, or the logarithm of Box and Muller, would be infinite."""
+    fractions = np.array(_fraction(np.array([0, 1 << 8, -1, -256, 2**31 - 1], "int32")))
+    np.testing.assert_array_equal(fractions, np.float32([2**-25, 1.5 * 2**-24, 1 - 2**-24, 1 - 2**-24, 0.5 - 2**-25]))
+    assert np.isfinite(-np.log(-np.log(fractions))).all()

@@ -9,6 +9,7 @@ from keras import ops
 from keras_vqdit.layers.attention import MultiHeadAttention
 from tests.contract import run_contract
 from tests.layers.reference_transformer import attention, normal, randomize, weights_of
+from tests.saving.memory import bounded_memory
 
 HEADS, WIDTH = 3, 12
 
@@ -43,9 +44,11 @@ def test_self_attention_is_the_formula(options):
     ids=str,
 )
 def test_rotary_attention_is_the_formula(grids, positions, options):
-    layer = MultiHeadAttention(2, WIDTH, rotary_grids=grids, **options)
-    layer.build((2, 6, WIDTH))
-    x = normal(2, 6, WIDTH, seed=1)
+    layer = MultiHeadAttention(
+        2, 20, rotary_grids=grids, **options
+    )  # of two axes two frequencies each, and a pair left over
+    layer.build((2, 6, 20))
+    x = normal(2, 6, 20, seed=1)
     output, scores = randomize(layer)(x, return_attention_scores=True)
     expected, expected_scores = attention(weights_of(layer), 2, x.astype("float64"), positions=positions)
     np.testing.assert_allclose(numpy(output), expected, atol=1e-5)
@@ -291,10 +294,15 @@ def test_inputs_that_are_no_sequences():
         make((2, 5, WIDTH), (2, 5, WIDTH))([x, x])
 
 
+def test_large_grids_take_no_memory_before_they_are_used():
+    with bounded_memory(50 << 20):
+        MultiHeadAttention(1, 1 << 22, rotary_grids=[(32768, 32768), (1 << 24,)])
+
+
 @pytest.mark.parametrize(
     ("width", "grids", "shapes", "message"),
     [
-        (6, [(5,)], [(2, 5, 6)], "`dim` must be even"),  # heads of 3
+        (6, [(5,)], [(2, 5, 6)], "must be even, and at least 2.*Received: width 3"),  # heads of 3
         (8, [(2, 2, 2)], [(2, 8, 8)], "at least 2 for each axis"),
         (8, [(5,)], [(2, 6, 8)], r"are 5\. Received: shape=\(2, 6, 8\)"),
         (8, [(5,)], [(2, 5, 8), (2, 5, 8)], "must be of the positions of self-attention.*Received: a key"),

@@ -176,6 +176,59 @@ def test_impossible_rates(rate):
         small(pair_rate=rate)
 
 
+def test_what_trains_is_the_mean_of_masked_codes_where_that_is_asked_for():
+    """An untrained network: log K for each masked code, so that the sum tells 1 / p for each of them."""
+    process = kv.MaskedDiffusion("cosine", weighting="masked", seed=0)
+    model, (_, codes) = small(process=process, hidden_rate=0.0), alike(4000)
+    twin = kv.MaskedDiffusion("cosine", seed=0)
+    loss = np.array(model(codes, training=True)["text_loss"])
+    for name, levels in (
+        ("audio", 2),
+        ("image", None),
+        ("text", None),
+    ):  # the draws of the same seed, in the model's order
+        _, masked, t = twin(codes[name], mask_code=9, num_levels=levels)
+    expected = np.array(masked).mean(axis=1) * np.log(4) / np.sin(np.pi / 2 * np.array(t))
+    np.testing.assert_allclose(loss, expected, rtol=1e-4)
+
+
+def test_times_of_modalities_and_what_is_hidden_are_independent():
+    model, (_, codes) = small(hidden_rate=0.5), alike(4000)
+    times = [np.array(model._add_noise(name, ops.cast(codes[name], "int32"))[2]) for name in model.modalities]
+    hidden = [np.array(one[1], float) for one in model._roles(4000).values()]
+    for a, b in (*itertools.combinations(times, 2), *itertools.combinations(hidden, 2)):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / np.sqrt(4000)
+
+
+def test_what_is_logged_counts_what_is_there_alone():
+    """Nats a code of an untrained network: log K, whichever examples or codes are missing, or weigh nothing."""
+    model, (_, codes) = small(), alike(4000)
+    model.compile("adam", jit_compile=False)
+    image = np.array(codes["image"])
+    image[:, 1] = -1
+    there = np.arange(4000) % 4 == 0
+    data = {"image": image, "text": codes["text"], "has_text": there, "audio": codes["audio"]}
+    logs = model.evaluate(data, batch_size=500, verbose=0, return_dict=True)
+    for name, k in (("image", 16), ("text", 4), ("audio", 5)):
+        assert logs[f"{name}_loss"] == pytest.approx(np.log(k), rel=0.1), name
+    nothing = model.evaluate({**data, "sample_weight": np.zeros(4000)}, batch_size=500, verbose=0, return_dict=True)
+    assert set(nothing.values()) == {0.0}
+
+
+def test_evaluation_uses_the_average():
+    model, (_, codes) = small(), alike(8)
+    bias = model.ema_transformer.final_dense[0].bias
+    bias.assign(np.arange(bias.shape[0], dtype="float32"))
+    process_seed = model.process.seed_generator.state
+    start = ops.convert_to_numpy(process_seed)
+    outputs = {}
+    for training in (False, True):
+        process_seed.assign(start)
+        model.hidden_rate = 0.0
+        outputs[training] = np.array(model(codes, training=training)["audio_loss"])
+    assert np.abs(outputs[True] - outputs[False]).max() > 0.1
+
+
 def test_weights_of_modalities():
     _, codes = alike(8)
     both = small(weights={"audio": 0.0, "text": 3.0})(codes)
@@ -229,7 +282,7 @@ def test_single_codes_may_be_unknown():
     half = np.array(codes["image"])
     half[:, 0] = -1
     other = {**codes, "image": half}
-    assert np.array(model(other)["image_present"]).all()
+    np.testing.assert_array_equal(model(other)["image_present"], 0.5)
     filled = model.generate(
         {"image": half}, want=["image"], num_steps=2, seed=0, verbose=0, return_codes=True, fill={"image": half < 0}
     )
@@ -357,6 +410,9 @@ def test_the_score_is_the_bound_of_the_process():
     scores = small().score({}, {"text": ["abab", "a"]}, num_samples=2000)
     np.testing.assert_allclose(scores, -4 * np.log(4), rtol=0.1)
     assert scores[0, 0] == scores[0, 1]
+    process = kv.MaskedDiffusion("cosine", weighting="masked")  # which trains by other weights; of levels, too
+    scores = small(process=process).score({}, {"audio": np.zeros((1, 4, 2), "int32")}, num_samples=2000)
+    np.testing.assert_allclose(scores, -8 * np.log(5), rtol=0.1)
 
 
 # === Errors ===
