@@ -17,8 +17,8 @@ def kind_of(model, name):
     return kind
 
 
-def read_given(model, settings, count=1):
-    """`["text=a seven", "image=seven.png"]` as a dict of one example, repeated."""
+def read_given(model, settings, count=1, other_than=None):
+    """`["text=a seven", "image=seven.png"]` as a dict of one example, repeated; `other_than` comes by an option of its own."""
     given = {}
     for setting in settings or ():
         name, equals, value = setting.partition("=")
@@ -27,6 +27,8 @@ def read_given(model, settings, count=1):
                 f"--given must be NAME=VALUE, with each NAME of {', '.join(model.modalities)} at most once. "
                 f"Received: {setting!r}"
             )
+        if name == other_than:
+            raise ValueError(f"--given must be of other modalities than --{name}. Received: {setting!r}")
         one = read(model, name, value)
         given[name] = one * count if isinstance(one, list) else np.repeat(one, count, axis=0)
     return given

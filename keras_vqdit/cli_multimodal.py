@@ -103,7 +103,7 @@ def infill(arguments):
 
     check_out(arguments.out, ".png")
     model = load_multimodal(arguments, "image")
-    given = read_given(model, arguments.given, arguments.num_samples)
+    given = read_given(model, arguments.given, arguments.num_samples, other_than="image")
     image = read(model, "image", arguments.image)
     mask = region_mask(arguments.region, image.shape[1:3])
     images = np.repeat(image, arguments.num_samples, axis=0)
@@ -123,7 +123,7 @@ def complete(arguments):
     from keras_vqdit import tasks
 
     model = load_multimodal(arguments, "text")
-    given = read_given(model, arguments.given, arguments.num_samples)
+    given = read_given(model, arguments.given, arguments.num_samples, other_than="text")
     texts = tasks.complete_text(model, [arguments.text] * arguments.num_samples, given=given, **sampling(arguments))
     table(("times", "text"), [(str(count), one_line(text)) for text, count in Counter(texts).most_common()])
 

@@ -153,6 +153,7 @@ def test_export_and_inspect(run, folder):
     [
         (["generate", "--given", "smell=ab"], "--given must be NAME=VALUE, with each NAME of audio, image, text"),
         (["generate", "--given", "ab"], "Received: 'ab'"),
+        (["complete", "--text", "a", "--given", "text=ab"], "--given must be of other modalities than --text"),
         (["generate", "--given", "text=a", "--given", "text=b"], "at most once. Received: 'text=b'"),
         (["generate", "--given", "text=ab", "--want", "smell"], "`want` must list modalities among"),
         (["generate", "--given", "text=ab", "--want", ""], "`want` must list modalities among"),

@@ -112,7 +112,7 @@ class Filling:
         )
         for stage in stages:
             by = tuple(guides) if guidance_scale != 1.0 else ()
-            options = {"temperature": heat[stage[0]], "top_p": float(top_p), **sampler_options}
+            options = {"top_p": float(top_p), **sampler_options}
             run = self._program(
                 ("fill", stage, by, sampler, jit_compile, *sorted(options.items())),
                 lambda *a, stage=stage, by=by, options=options: self._fill(stage, by, sampler, options, *a),
@@ -120,7 +120,7 @@ class Filling:
             )
             for rows, kept in batches:
                 batch = {name: ops.convert_to_tensor(one[rows]) for name, one in codes.items()}
-                scalars = (guidance_scale, steps[stage[0]], seed_pair(seed, rows[0]))
+                scalars = (guidance_scale, float(heat[stage[0]]), steps[stage[0]], seed_pair(seed, rows[0]))
                 filled = run(self._values(), batch, *map(ops.convert_to_tensor, scalars))
                 for name in stage:
                     codes[name][rows[:kept]] = ops.convert_to_numpy(filled[name])[:kept]
@@ -217,9 +217,14 @@ class Filling:
                 codes[name] = np.where(self._fill_mask(name, fill[name], len(before)), mask, before)
             elif name in given and not isinstance(self.tokenizers[name], keras.layers.Layer):
                 codes[name] = np.where(np.cumsum(before == 0, axis=1) > 0, mask, before)  # from the end of the text on
-            if not np.any(codes[name] == mask):
+            room = np.any((codes[name] == mask).reshape(len(before), -1), axis=1)
+            if not np.any(room):
                 raise ValueError(
                     f'"{name}" is known already: leave it out of `given`, or of `want`, or say by `fill` what to draw anew'
+                )
+            if name in given and name not in fill and not np.all(room):
+                raise ValueError(
+                    f'"{name}" must leave room for more. Received: all codes known in example {np.argmin(room)}'
                 )
 
     def _fill_mask(self, name, mask, count):
@@ -238,6 +243,11 @@ class Filling:
             )
         mask = np.broadcast_to(mask, (count, *spatial))
         if spatial != grid:
+            if any(whole % size for size, whole in zip(grid, spatial, strict=True)):
+                raise ValueError(
+                    f'`fill` of "{name}" must be of shape {grid}, that of the codes: {data} is no multiple of it. '
+                    f"Received: shape={mask.shape[1:]}"
+                )
             parts = [part for size, whole in zip(grid, spatial, strict=True) for part in (size, whole // size)]
             mask = mask.reshape(count, *parts).any(axis=tuple(range(2, 2 * rank + 1, 2)))
         return mask[..., None] if levels else mask
@@ -253,7 +263,7 @@ class Filling:
     def _values(self):
         return [values_of(self.network.trainable_variables), values_of(self.network.non_trainable_variables)]
 
-    def _fill(self, want, by, sampler, options, values, codes, scale, num_steps, seeds):
+    def _fill(self, want, by, sampler, options, values, codes, scale, temperature, num_steps, seeds):
         """Fill in the masks of the wanted modalities; a function of values."""
         shapes, masks = self.code_shapes, self.mask_codes
 
@@ -277,7 +287,7 @@ class Filling:
         wanted = {name: masks[name] for name in want}
         filled = fill_in(
             sampler, predict, self.process, flat, wanted, num_steps,
-            seed=seeds[0], first_example=seeds[1], levels=self.levels, **options,
+            seed=seeds[0], first_example=seeds[1], levels=self.levels, temperature=temperature, **options,
         )  # fmt: skip
         return {name: ops.reshape(filled[name], (-1, *shapes[name])) for name in want}
 
@@ -295,7 +305,7 @@ class Filling:
         for name, mask in self.mask_codes.items():
             stays = ops.where(codes[name] == mask, mask + 1, codes[name])  # is not to be filled in
             found[name] = ops.where(codes[name] < 0, mask, stays)
-        options = {"temperature": 1.0, "top_p": 1.0}
+        options = {"top_p": 1.0}
         values = self._values()
-        filled = self._fill(self.modalities, (), "confidence", options, values, found, 1.0, num_steps, seed)
+        filled = self._fill(self.modalities, (), "confidence", options, values, found, 1.0, 1.0, num_steps, seed)
         return {name: ops.minimum(filled[name], mask) for name, mask in self.mask_codes.items()}

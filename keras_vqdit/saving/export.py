@@ -97,7 +97,9 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
     if format not in FORMATS:
         raise ValueError(f"`format` must be one of {', '.join(map(repr, FORMATS))}. Received: format={format!r}")
     if not hasattr(model, "endpoints") or isinstance(model, type):
-        raise TypeError(f"`model` must have endpoints, as VQVAE, VAE, LatentDiffusion and MultimodalDiffusion do. Received: {model!r}")
+        raise TypeError(
+            f"`model` must have endpoints, as VQVAE, VAE, LatentDiffusion and MultimodalDiffusion do. Received: {model!r}"
+        )
     if format == "onnx" and not importlib.util.find_spec("tf2onnx"):
         raise ImportError('ONNX files are written by tf2onnx. Install it by: pip install "keras_vqdit[onnx]"')
     if keras.backend.backend() != "tensorflow":

@@ -434,6 +434,12 @@ def test_errors():
             r"\(None, 2, 2\). Received: \(1, 8, 8, 1\); data must be floats",
         ),
         ({"image": codes["image"]}, ["image"], '"image" is known already'),
+        (
+            {"text": ["a", "abab", "b", "a"]},
+            ["text"],
+            '"text" must leave room for more. Received: all codes known in example 1',
+        ),
+        (np.zeros((2, 8, 8, 1), "float32"), ["text"], "What is given must be a dict of modalities among"),
         ({"text": ["a"], "image": codes["image"]}, ["audio"], "must agree on the number of examples"),
         ({"image": codes["image"] + 99}, ["text"], "must be from 0 to 15"),
         ({"image": np.full((1, 8, 8, 1), np.nan, "float32")}, ["text"], "must be finite"),
@@ -443,6 +449,8 @@ def test_errors():
             model.generate(given, want, verbose=0)
     with pytest.raises(TypeError, match="Options of the sampler 'confidence' are"):
         model.generate({"text": ["a"]}, ["image"], eta=1, verbose=0)
+    with pytest.raises(ValueError, match="`fill` must be a dict of modalities .* Received: ndarray"):
+        model.generate({"image": codes["image"]}, ["image"], fill=np.ones((2, 2), bool))
     with pytest.raises(ValueError, match="`num_steps` must be a positive integer"):
         model.generate({"text": ["a"]}, ["image"], num_steps={"image": 0}, verbose=0)
     with pytest.raises(ValueError, match="`temperature` must be of modalities among"):

@@ -335,7 +335,9 @@ def test_errors(tmp_path):
         ValueError, match="`format` must be one of 'tf_saved_model', 'litert', 'onnx'. Received: format='torch'"
     ):
         kv.saving.export(model, tmp_path / "a", format="torch")
-    with pytest.raises(TypeError, match="`model` must have endpoints, as VQVAE, VAE and LatentDiffusion do"):
+    with pytest.raises(
+        TypeError, match="`model` must have endpoints, as VQVAE, VAE, LatentDiffusion and MultimodalDiffusion do"
+    ):
         kv.saving.export(keras.Sequential([keras.layers.Dense(1)]), tmp_path / "a")
     with pytest.raises(ValueError, match="The model must be built before it is exported"):
         kv.saving.export(kv.LatentDiffusion(None, kv.DiffusionTransformer(16, 2, 32, 1)), tmp_path / "a")
