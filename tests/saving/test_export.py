@@ -312,6 +312,42 @@ def test_onnx(tmp_path, monkeypatch):
     assert len(lines) == 4 and all(eval(line, names).size for line in lines)
 
 
+@pytest.mark.parametrize("format", ["litert", "onnx"])
+def test_files_of_several_modalities(format, tmp_path):
+    """All endpoints without loops: those of every tokenizer with weights, by its name, and the network."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("tf2onnx")
+    text = kv.TextTokenizer.train(["abab"], max_length=4)
+    model = kv.MultimodalDiffusion({"image": tokenizer(), "text": text}, 16, 2, num_layers=1, seed=0)
+    rng = np.random.default_rng(0)
+    for weight in model.ema_transformer.weights:
+        weight.assign(rng.normal(size=weight.shape) * 0.3)
+    model.ema_steps.assign(1.0)
+    kv.saving.export(model, tmp_path / "files", format=format)
+    suffix = {"litert": "tflite", "onnx": "onnx"}[format]
+    names = {"encode_image", "decode_image", "denoise"}
+    assert {path.name for path in (tmp_path / "files").iterdir()} == {
+        *(f"{name}.{suffix}" for name in names), "model_card.json",
+    }  # fmt: skip
+
+    def run(name, **given):
+        path = tmp_path / "files" / f"{name}.{suffix}"
+        if format == "litert":
+            return tf.lite.Interpreter(str(path)).get_signature_runner()(**given)
+        session = onnxruntime.InferenceSession(path)
+        return dict(zip([one.name for one in session.get_outputs()], session.run(None, given), strict=True))
+
+    x = rng.uniform(-1, 1, (3, *model.tokenizers["image"].example_shape)).astype("float32")
+    codes = np.array(model.tokenizers["image"].encode(x)).astype("int32")
+    np.testing.assert_array_equal(run("encode_image", image=x)["codes"], codes)
+    given = {"image": codes, "text": text.encode(["a", "ab", "b"])}
+    given["image"][:, 0] = model.mask_codes["image"]
+    expected = model.network(given, training=False)
+    found = run("denoise", **given)
+    for name, logits in expected.items():
+        np.testing.assert_allclose(found[f"{name}_logits"], logits, atol=1e-4)
+
+
 def test_what_converters_do_not_know(tmp_path, monkeypatch):
     tf2onnx = pytest.importorskip("tf2onnx")
 
