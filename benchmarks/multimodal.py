@@ -167,6 +167,7 @@ def main(argv=None):
     model = (
         saving.load_model(options.model, expected) if options.model else saving.load_preset(options.preset, expected)
     )
+    model.compile()  # for `evaluate`
     judges = make_judges(options.out, options.data_dir, options.verbose)
     text = model.tokenizers["text"]
     _, test = data.load(
