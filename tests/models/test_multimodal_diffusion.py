@@ -367,7 +367,8 @@ def test_guidance_of_one_is_none_and_of_zero_ignores_the_condition(trained):
     }
     seeds, steps = ops.convert_to_tensor([0, 0]), ops.convert_to_tensor(3)
     found = [
-        trained._fill(("image",), by, "ancestral", {}, values, masked, scale, scale, steps, seeds) for by in ((), ("text",))
+        trained._fill(("image",), by, "ancestral", {}, values, masked, scale, scale, steps, seeds)
+        for by in ((), ("text",))
     ]
     np.testing.assert_array_equal(found[0]["image"], found[1]["image"])
     ignored = trained.generate({"text": codes["text"]}, guidance_scale=0.0, **options)["image"]
