@@ -111,8 +111,7 @@ def train_diffusion(arguments):
     check_out(arguments.out, ".keras")
     strategy = prepare_training(arguments)
     with training.scope(strategy):
-        read = saving.load_model if arguments.tokenizer.endswith(".keras") else saving.load_preset
-        tokenizer = read(arguments.tokenizer, (VQVAE, VAE))
+        tokenizer = read_tokenizer(arguments.tokenizer, (VQVAE, VAE))
         if arguments.process == "flow":
             process = RectifiedFlow(seed=arguments.seed)
         else:
@@ -261,6 +260,13 @@ def class_names(model):
     if isinstance(names, list) and len(names) == model.num_classes and all(isinstance(name, str) for name in names):
         return [name[:40] for name in names]
     return [str(label) for label in range(model.num_classes)]
+
+
+def read_tokenizer(path, expected):
+    """A trained tokenizer: of a .keras file, or of a preset."""
+    from keras_vqdit import saving
+
+    return (saving.load_model if path.endswith(".keras") else saving.load_preset)(path, expected)
 
 
 def load_trained(arguments, expected):

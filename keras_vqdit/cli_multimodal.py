@@ -40,12 +40,8 @@ def train(arguments):
     strategy = cli.prepare_training(arguments)
     tokenizers = {"text": caption_tokenizer(arguments.text)}
     with training.scope(strategy):
-        for name, path, expected in (
-            ("image", arguments.image_tokenizer, VQVAE),
-            ("audio", arguments.audio_tokenizer, AudioTokenizer),
-        ):
-            read_model = saving.load_model if path.endswith(".keras") else saving.load_preset
-            tokenizers[name] = read_model(path, expected)
+        tokenizers["image"] = cli.read_tokenizer(arguments.image_tokenizer, VQVAE)
+        tokenizers["audio"] = cli.read_tokenizer(arguments.audio_tokenizer, AudioTokenizer)
     train, test = data.load(
         "multimodal_digits",
         batch_size=arguments.batch_size,
