@@ -42,7 +42,7 @@ def train_multimodal(
         verbose, callbacks: as in `fit`.
         strategy: of `tf.distribute`. Defaults to `None`.
         **options: further arguments of `MultimodalDiffusion`. Otherwise `process` is the cosine one, which trains by the mean of
-            the masked codes, and by `weights` text counts twice.
+            the masked codes, and by `weights` text counts fourfold.
 
     Returns:
         Tuple of the model and a dict of the training curves.
@@ -61,7 +61,7 @@ def train_multimodal(
             check_images(tokenizer, train)
     options = {
         "process": MaskedDiffusion("cosine", weighting="masked", seed=seed),
-        "weights": {"text": 2.0} if "text" in tokenizers else None,
+        "weights": {"text": 4.0} if "text" in tokenizers else None,
         **options,
     }
     with scope(strategy):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 from keras import ops
+from keras.src.backend import AutocastScope
 
 from keras_vqdit.checks import number
 from keras_vqdit.saving import FromPreset
@@ -109,11 +110,12 @@ class GenerativeModel(FromPreset, DistributedModel):
         """One step of the moving average, over the weights that this step starts from."""
         if self.ema_transformer is None:
             return
-        n = self.ema_steps.value
-        decay = ops.minimum(self.ema_decay, n / (n + 9.0))
-        for average, weight in zip(self.ema_transformer.weights, self.transformer.weights, strict=True):
-            average.assign(average + (1 - decay) * (weight - average))
-        self.ema_steps.assign(n + 1.0)
+        with AutocastScope(None):  # Keras opens one around the outermost model, whatever its `autocast`
+            n = self.ema_steps.value
+            decay = ops.minimum(self.ema_decay, n / (n + 9.0))
+            for average, weight in zip(self.ema_transformer.weights, self.transformer.weights, strict=True):
+                average.assign(average + (1 - decay) * (weight - average))
+            self.ema_steps.assign(n + 1.0)
 
     # === Training ===
 

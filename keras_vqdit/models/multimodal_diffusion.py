@@ -41,8 +41,9 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         weights: dict of the weights of modalities in the loss. Defaults to 1 for each.
         hidden_rate: probability that an example trains without a modality: with all of it masked, as guidance and the marginals
             need. Defaults to 0.1.
-        pair_rate: probability that an example trains one modality given all of one other, drawn at random, and nothing else: what
-            most tasks ask for, and times of their own seldom give where a third modality tells the same. Defaults to 0.
+        pair_rate: probability that an example trains one modality given all of one other, drawn at random among those that it
+            has, or by `hidden_rate` nothing: what most tasks ask for, and times of their own seldom give where a third modality
+            tells the same. Defaults to 0.
         ema_decay: decay of the moving average of the weights, with a warm-up; `None` keeps none. Defaults to 0.999.
         seed: integer for the hiding of modalities. Defaults to `None`.
 
@@ -159,7 +160,7 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         if training:
             self.update_average()
         codes = self.codes(inputs)
-        roles = self._roles(ops.shape(codes[self.modalities[0]])[0]) if training else {}
+        roles = self._roles(codes) if training else {}
         noisy, hidden = {}, {}
         for name in self.modalities:
             noisy[name], *hidden[name] = self._add_noise(name, codes[name], *roles.get(name, (None, None)))
@@ -184,20 +185,23 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
             total = total + self.shares[name] * loss
         return {"loss": total / sum(self.shares.values()), **outputs}
 
-    def _roles(self, batch):
-        """For each modality, which of `batch` examples train with all of it given, and which with all of it hidden."""
+    def _roles(self, codes):
+        """For each modality, which of the examples train with all of it given, and which with all of it hidden."""
         count = len(self.modalities)
-        draws = keras.random.uniform((3 + count, batch), dtype="float32", seed=self.seed_generator)
+        there = ops.stack([ops.any(codes[name] >= 0, axis=but_first(codes[name])) for name in self.modalities])
+        draws = keras.random.uniform((1 + 2 * count, ops.shape(there)[1]), dtype="float32", seed=self.seed_generator)
         in_pairs = draws[0] < (self.pair_rate if count > 1 else 0.0)
-        source = ops.cast(draws[1] * count, "int32")
-        target = (source + 1 + ops.cast(draws[2] * (count - 1), "int32")) % count
-        return {
-            name: (
-                in_pairs & (source == i),
-                ops.where(in_pairs, (source != i) & (target != i), draws[3 + i] < self.hidden_rate),
-            )
-            for i, name in enumerate(self.modalities)
-        }
+        # The target is there wherever any modality is; without a source it trains alone.
+        order = draws[1 : 1 + count] + ops.cast(there, "float32")  # (modalities, B)
+        target = ops.argmax(order, axis=0)
+        index = ops.arange(count, dtype=target.dtype)[:, None]
+        source = ops.argmax(ops.where(index == target, -1.0, order), axis=0)
+        roles = {}
+        for i, name in enumerate(self.modalities):
+            hides, of_source = draws[1 + count + i] < self.hidden_rate, in_pairs & (source == i)
+            of_target = in_pairs & (target == i)
+            roles[name] = of_source & ~hides, ~of_target & (hides | (in_pairs & ~of_source))
+        return roles
 
     def _add_noise(self, name, codes, given=None, hidden=None):
         """Codes with masks, which of them are to be predicted, the times, and the share of the codes that train."""

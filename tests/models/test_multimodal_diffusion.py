@@ -53,6 +53,12 @@ def alike(count=64, seed=0):
     return label, {name: np.broadcast_to(label.reshape(-1, *(1,) * len(s)), (count, *s)) for name, s in shapes.items()}
 
 
+def roles_of(model, codes):
+    """Which examples have all of a modality given, and which have all of it hidden: `{name: (given, hidden)}`."""
+    codes = {name: ops.convert_to_tensor(codes[name]) for name in model.modalities}
+    return {name: [np.array(one) for one in both] for name, both in model._roles(codes).items()}
+
+
 @pytest.fixture(scope="module")
 def trained():
     model = small()
@@ -136,9 +142,9 @@ def test_an_untrained_model_knows_nothing():
 
 
 def test_pairs_train_one_modality_given_all_of_another_alone():
-    model, (_, codes) = small(pair_rate=1.0), alike(6000)
+    model, (_, codes) = small(pair_rate=1.0, hidden_rate=0.0), alike(6000)
     pairs = []
-    roles = {name: [np.array(one) for one in both] for name, both in model._roles(6000).items()}
+    roles = roles_of(model, codes)
     for given, wanted in itertools.permutations(model.modalities, 2):
         free = ~roles[wanted][0] & ~roles[wanted][1]
         third = next(name for name in model.modalities if name not in (given, wanted))
@@ -158,6 +164,29 @@ def test_pairs_train_one_modality_given_all_of_another_alone():
     outputs = model(codes, training=True)
     present = [np.array(outputs[f"{name}_present"]) for name in model.modalities]
     np.testing.assert_array_equal(np.sum(present, axis=0), 1)
+
+
+def test_by_the_rate_of_hiding_the_target_of_a_pair_trains_alone():
+    model, (_, codes) = small(pair_rate=1.0, hidden_rate=0.3), alike(6000)
+    given, hidden = np.sum([one for one in roles_of(model, codes).values()], axis=0)  # how many modalities
+    np.testing.assert_array_equal(given + hidden, 2)  # one trains
+    assert abs(given.mean() - 0.7) < 4.5 * np.sqrt(0.7 * 0.3 / 6000)
+
+
+def test_pairs_are_drawn_among_what_an_example_has():
+    model, (_, codes) = small(pair_rate=1.0, hidden_rate=0.0), alike(6000)
+    missing = {name: np.array(one) for name, one in codes.items()}
+    missing["image"][::2] = -1
+    missing["audio"][::3] = -1
+    roles = roles_of(model, missing)
+    trains = {name: ~given & ~hidden for name, (given, hidden) in roles.items()}
+    for name, one in missing.items():
+        there = (one >= 0).reshape(6000, -1).any(axis=1)
+        assert not trains[name][~there].any()
+        assert not (roles[name][0] & ~there)[1::2].any()  # these have two or three: one of them is given
+    of_text = [1, 1 / 3, 1 / 2, 1 / 2, 1 / 2, 1 / 3]  # one of those that are there
+    assert abs(trains["text"].mean() - np.mean(of_text)) < 4.5 * 0.5 / np.sqrt(6000)
+    np.testing.assert_array_equal(sum(one.astype(int) for one in trains.values()), 1)
 
 
 def test_what_evaluation_measures_is_the_bound_whatever_trains():
@@ -195,7 +224,7 @@ def test_what_trains_is_the_mean_of_masked_codes_where_that_is_asked_for():
 def test_times_of_modalities_and_what_is_hidden_are_independent():
     model, (_, codes) = small(hidden_rate=0.5), alike(4000)
     times = [np.array(model._add_noise(name, ops.cast(codes[name], "int32"))[2]) for name in model.modalities]
-    hidden = [np.array(one[1], float) for one in model._roles(4000).values()]
+    hidden = [np.array(one[1], float) for one in roles_of(model, codes).values()]
     for a, b in (*itertools.combinations(times, 2), *itertools.combinations(hidden, 2)):
         assert abs(np.corrcoef(a, b)[0, 1]) < 4.5 / np.sqrt(4000)
 
@@ -213,6 +242,21 @@ def test_what_is_logged_counts_what_is_there_alone():
         assert logs[f"{name}_loss"] == pytest.approx(np.log(k), rel=0.1), name
     nothing = model.evaluate({**data, "sample_weight": np.zeros(4000)}, batch_size=500, verbose=0, return_dict=True)
     assert set(nothing.values()) == {0.0}
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_in_half_precision_the_average_keeps_float32(policy):
+    model = small(dtype=policy)
+    model.compile("sgd", jit_compile=False)
+    model.fit(alike(8)[1], batch_size=8, verbose=0)
+    weights = [np.float32(1.001) * np.ones(w.shape, "float32") for w in model.transformer.weights]
+    model.transformer.set_weights(weights)
+    model.ema_transformer.set_weights([0 * w for w in weights])
+    model.ema_steps.assign(4097.0)  # of which neither half precision knows the next
+    model.fit(alike(8)[1], batch_size=8, verbose=0)
+    for average in model.ema_transformer.get_weights():
+        np.testing.assert_allclose(average, (1 - 4097 / 4106) * 1.001, rtol=1e-4)
+    assert float(model.ema_steps.value) == 4098
 
 
 def test_evaluation_uses_the_average():
