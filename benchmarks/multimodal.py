@@ -99,7 +99,6 @@ def draw_figures(model, test, out, options):
     """A figure a task, and WAV files."""
     images, sounds = examples_of_digits(test, "image"), examples_of_digits(test, "audio")
     rate = model.tokenizers["audio"].sample_rate
-    alone = {**options, "guidance_scale": 1.0}  # where nothing is given to guide by
 
     def grid(path, rows, title, columns=None):
         plotting.image_grid(
@@ -115,7 +114,7 @@ def draw_figures(model, test, out, options):
     lower = np.repeat((np.arange(28) >= 14)[:, None], 28, axis=1)
     rows = {"given": images, "kept": np.where(lower[..., None], np.float32(0), images)}
     for seed in range(3):
-        rows[f"drawn {seed + 1}"] = tasks.infill_image(model, images, lower, **{**alone, "seed": seed})
+        rows[f"drawn {seed + 1}"] = tasks.infill_image(model, images, lower, **{**options, "seed": seed})
     grid("infilled.png", rows, "The lower half drawn anew")
     for name, spoken, labels in (
         ("text_to_speech", tasks.text_to_speech(model, asked, **options), said),
@@ -140,8 +139,8 @@ def draw_figures(model, test, out, options):
     captions = {"together": joint["text"]}
     captions |= {"image": tasks.image_to_text(model, images, **options)}
     captions["speech"] = tasks.speech_to_text(model, sounds, **options)
-    captions["a handwritten"] = tasks.complete_text(model, ["a handwritten"] * 10, **alone)
-    captions["die Ziffer"] = tasks.complete_text(model, ["die Ziffer"] * 10, **alone)
+    captions["a handwritten"] = tasks.complete_text(model, ["a handwritten"] * 10, **options)
+    captions["die Ziffer"] = tasks.complete_text(model, ["die Ziffer"] * 10, **options)
     for name, texts in captions.items():
         print(f"{name}: {', '.join(texts)}", flush=True)
     return captions

@@ -111,7 +111,7 @@ def train_diffusion(arguments):
     check_out(arguments.out, ".keras")
     strategy = prepare_training(arguments)
     with training.scope(strategy):
-        tokenizer = read_tokenizer(arguments.tokenizer, (VQVAE, VAE))
+        tokenizer = read_model(arguments.tokenizer, (VQVAE, VAE))
         if arguments.process == "flow":
             process = RectifiedFlow(seed=arguments.seed)
         else:
@@ -158,8 +158,6 @@ def generate(arguments):
     from keras_vqdit import cli_multimodal, plotting, saving
     from keras_vqdit.models import LatentDiffusion, MultimodalDiffusion
 
-    if arguments.out is not None and arguments.out.suffix:  # else it is a folder, of a model of several modalities
-        check_out(arguments.out, ".png", ".npz")
     model = load_trained(arguments, (LatentDiffusion, MultimodalDiffusion))
     cli_multimodal.settle(arguments, model)
     if isinstance(model, MultimodalDiffusion):
@@ -262,8 +260,8 @@ def class_names(model):
     return [str(label) for label in range(model.num_classes)]
 
 
-def read_tokenizer(path, expected):
-    """A trained tokenizer: of a .keras file, or of a preset."""
+def read_model(path, expected):
+    """A trained model: of a .keras file, or of a preset."""
     from keras_vqdit import saving
 
     return (saving.load_model if path.endswith(".keras") else saving.load_preset)(path, expected)
@@ -448,7 +446,7 @@ def build_parser():
     command.add_argument("--num-images", type=positive, default=10, help="number of images")
 
     command = add(commands, "generate", generate, "Draw new images, or images, sound and text from one another.")
-    model_argument(command, "a .keras file of `train diffusion`")
+    model_argument(command, "a .keras file of `train diffusion` or `train multimodal`")
     command.add_argument("--labels", help="classes, such as 7 or 0-9 or 1,3,5-7; default: all")
     command.add_argument("--per-label", type=positive, help="images a class; default: 5")
     command.add_argument(
@@ -560,6 +558,13 @@ def scale(text):
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"must be a number from 0 on, not {text}")
+    return value
+
+
+def share(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
     return value
 
 

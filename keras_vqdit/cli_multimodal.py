@@ -6,10 +6,11 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vqdit.cli import check_out, load_trained, model_argument, positive, rate, scale
+from keras_vqdit.cli import check_out, load_trained, model_argument, positive, rate, scale, share
 from keras_vqdit.cli_files import WRITERS, kind_of, one_line, read, read_candidates, read_given
 from keras_vqdit.saving import check_writable
 
+SIZES = {"d_model": 128, "num_heads": 4, "num_layers": 6}
 REGIONS = ("top", "bottom", "left", "right")
 # Options of `generate`, and their defaults, by the class of the model.
 OPTIONS = {
@@ -32,16 +33,30 @@ def train(arguments):
     """The command `train multimodal`."""
     from keras_vqdit import cli, data, saving, training
     from keras_vqdit.data.captions import caption_tokenizer
-    from keras_vqdit.models import VQVAE, AudioTokenizer
+    from keras_vqdit.models import VQVAE, AudioTokenizer, MultimodalDiffusion
     from keras_vqdit.recipes_multimodal import train_multimodal
     from keras_vqdit.training.strategies import is_writer
 
     check_out(arguments.out, ".keras")
     strategy = cli.prepare_training(arguments)
-    tokenizers = {"text": caption_tokenizer(arguments.text)}
+    sizes = {name: getattr(arguments, name) for name in SIZES}
     with training.scope(strategy):
-        tokenizers["image"] = cli.read_tokenizer(arguments.image_tokenizer, VQVAE)
-        tokenizers["audio"] = cli.read_tokenizer(arguments.audio_tokenizer, AudioTokenizer)
+        if arguments.start is None:
+            start = None
+            tokenizers = {
+                "image": cli.read_model(arguments.image_tokenizer, VQVAE),
+                "audio": cli.read_model(arguments.audio_tokenizer or "speech_tokenizer", AudioTokenizer),
+                "text": caption_tokenizer(arguments.text or "bpe"),
+            }
+        else:
+            if arguments.audio_tokenizer is not None or arguments.text is not None:
+                raise ValueError("--start brings its tokenizers: leave --audio-tokenizer and --text out")
+            start = cli.read_model(arguments.start, MultimodalDiffusion)
+            tokenizers = start.tokenizers
+            if set(tokenizers) != {"image", "audio", "text"}:
+                raise ValueError(f"--start must be a model of image, audio and text. Received: {sorted(tokenizers)}")
+            sizes = {name: getattr(start.transformer, name) if size is None else size for name, size in sizes.items()}
+    sizes = {name: SIZES[name] if size is None else size for name, size in sizes.items()}
     train, test = data.load(
         "multimodal_digits",
         batch_size=arguments.batch_size,
@@ -58,10 +73,11 @@ def train(arguments):
         test,
         tokenizers,
         epochs=arguments.epochs,
-        d_model=arguments.d_model,
-        num_heads=arguments.num_heads,
-        num_layers=arguments.num_layers,
+        **sizes,
         learning_rate=arguments.learning_rate,
+        schedule=arguments.schedule,
+        pair_rate=arguments.pair_rate,
+        start=start,
         seed=arguments.seed,
         verbose=arguments.verbose,
         callbacks=cli.training_callbacks(arguments),
@@ -245,24 +261,48 @@ def add_commands(commands, add):
 
 
 def train_arguments(command):
+    from keras_vqdit.diffusion.masked import SCHEDULES
+
     command.add_argument("--data-dir", type=Path, help="folder of prepared TensorFlow Datasets")
     command.add_argument(
         "--download", action="store_true", help="let TensorFlow Datasets download and prepare what is not there"
     )
-    command.add_argument("--image-tokenizer", required=True, help="a .keras file of `train tokenizer`, or a preset")
-    command.add_argument(
-        "--audio-tokenizer", default="speech_tokenizer", help="a .keras file of an AudioTokenizer, or a preset"
+    beginning = command.add_mutually_exclusive_group(required=True)
+    beginning.add_argument("--image-tokenizer", help="a .keras file of `train tokenizer`, or a preset")
+    beginning.add_argument(
+        "--start", help="a .keras file of this command, or a preset, whose tokenizers and weights training starts from"
     )
-    command.add_argument("--text", choices=("bpe", "characters"), default="bpe", help="what the codes of captions are")
+    command.add_argument(
+        "--audio-tokenizer", help="a .keras file of an AudioTokenizer, or a preset; default: speech_tokenizer"
+    )
+    command.add_argument(
+        "--text", choices=("bpe", "characters"), help="what the codes of captions are; default: bpe, byte pairs"
+    )
     command.add_argument(
         "--out", type=Path, default=Path("saved_models/multimodal.keras"), help="where to save the model"
     )
     command.add_argument("--epochs", type=positive, default=10, help="number of epochs, passes over MNIST's images")
     command.add_argument("--batch-size", type=positive, default=64, help="examples in a batch")
     command.add_argument("--learning-rate", type=rate, default=8e-3, help="highest learning rate, of Muon")
-    command.add_argument("--d-model", type=positive, default=128, help="width of the transformer")
-    command.add_argument("--num-heads", type=positive, default=4, help="attention heads; must divide the width")
-    command.add_argument("--num-layers", type=positive, default=6, help="transformer blocks")
+    command.add_argument(
+        "--schedule",
+        choices=sorted(SCHEDULES),
+        default="cosine",
+        help="of masks: cosine dwells on many, linear learns faster at first",
+    )
+    command.add_argument(
+        "--pair-rate",
+        type=share,
+        default=0.7,
+        help="share of examples that train one modality given all of one other, and nothing else",
+    )
+    for name, text in (
+        ("d_model", "width of the transformer"),
+        ("num_heads", "attention heads; must divide the width"),
+        ("num_layers", "transformer blocks"),
+    ):
+        flag = f"--{name.replace('_', '-')}"
+        command.add_argument(flag, type=positive, help=f"{text}; default: {SIZES[name]}, or that of --start")
 
 
 def given_argument(command, required=False):

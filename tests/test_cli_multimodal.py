@@ -77,6 +77,18 @@ def test_train(folder, capsys, monkeypatch):
     given = ["--given", "text=the digit 1", "--want", "image", "--num-steps", "2", "--out", "of-the-trained"]
     assert cli.main(["generate", "--model", "model.keras", *given, "--verbose", "0"]) == 0
     assert (folder / "of-the-trained/image.png").exists()
+    further = ["train", "multimodal", "--start", "model.keras", "--epochs", "1", "--batch-size", "4", "--verbose", "0"]
+    assert cli.main([*further, "--schedule", "linear", "--pair-rate", "0", "--out", "further.keras"]) == 0
+    model = kv.saving.load_model("further.keras")
+    assert model.transformer.d_model == 16 and model.process.schedule == "linear" and model.pair_rate == 0
+    for wrong, message in (
+        (["--text", "bpe"], "--start brings its tokenizers"),
+        (["--d-model", "32"], "`d_model` is 32 here. Received: d_model=16"),
+        (["--start", "image.keras"], "must hold a MultimodalDiffusion. It holds a VQVAE"),
+    ):
+        capsys.readouterr()
+        assert cli.main([*further, *wrong, "--out", "wrong.keras"]) == 2
+        assert message in capsys.readouterr().err
     command[3] = "sounds"  # no tokenizer of images
     assert cli.main([*command, "--out", "other.keras", "--verbose", "0"]) == 2
     assert "must be that of a VQVAE. Received: a AudioTokenizer" in capsys.readouterr().err

@@ -48,6 +48,21 @@ def trained():
     return model, dataset
 
 
+def test_training_starts_from_the_average_of_another(trained):
+    start, dataset = trained
+    sizes = {"d_model": 16, "num_heads": 2, "num_layers": 1}
+    options = {"epochs": 1, "learning_rate": 1e-9, "start": start, "seed": 1, "verbose": 0}
+    model, _ = train_multimodal(dataset, None, start.tokenizers, **sizes, **options)
+    assert model is not start and model.process.schedule == "cosine"
+    for own, average, last in zip(
+        model.transformer.weights, start.ema_transformer.weights, start.transformer.weights, strict=True
+    ):
+        np.testing.assert_allclose(own, average, atol=1e-6)
+        assert np.any(np.array(last) != np.array(average))
+    with pytest.raises(ValueError, match="`start` must have a network of the same sizes: `d_model` is 32 here"):
+        train_multimodal(dataset, None, start.tokenizers, **{**sizes, "d_model": 32}, **options)
+
+
 def test_every_task_is_judged(trained):
     model, dataset = trained
     found = measure_multimodal(model, dataset, Judge(), Judge(), num_samples=12, num_steps=2)

@@ -39,7 +39,9 @@ def read_tfds(name, *, data_dir=None, download=False, size=None, channels=None):
     features, splits = builder.info.features, builder.info.splits
     modality = next((modality for modality in ("image", "audio") if modality in features), None)
     if modality is None:
-        raise ValueError(f'The data set "{name}" has no feature "image" or "audio". It has: {", ".join(sorted(features))}')
+        raise ValueError(
+            f'The data set "{name}" has no feature "image" or "audio". It has: {", ".join(sorted(features))}'
+        )
     labelled = (
         "label" in features and features["label"].shape == () and np.issubdtype(features["label"].np_dtype, np.integer)
     )

@@ -129,12 +129,6 @@ class MaskedDiffusion(layers.Layer):
         order = ops.argsort(uniform((batch_size,), self.seed_generator))
         return self.min_time + (1 - self.min_time) * ops.take(t, order, axis=0)
 
-    def times(self, num_steps):
-        """Times of a sampler with `num_steps` steps: decreasing float32 NumPy array (num_steps + 1,) from 1 to 0."""
-        if num_steps < 1 or num_steps != int(num_steps):
-            raise ValueError(f"`num_steps` must be a positive integer. Received: num_steps={num_steps}")
-        return np.linspace(1.0, 0.0, int(num_steps) + 1).astype("float32")
-
     # === Training ===
 
     def call(self, codes, t=None, noise=None, *, mask_code, num_levels=None):

@@ -1,6 +1,5 @@
 """What a model of several modalities draws and scores: `generate` and `score`, on checked arguments and compiled programs."""
 
-import inspect
 import math
 import random
 
@@ -11,7 +10,7 @@ from keras import ops
 from keras_vqdit.checks import integer, number, one_of, positive_integer
 from keras_vqdit.diffusion.noise import uniform
 from keras_vqdit.diffusion.unmasking import SAMPLERS, fill_in
-from keras_vqdit.models.generation import equal_batches, seed_pair, values_of
+from keras_vqdit.models.generation import check_options, equal_batches, seed_pair, values_of
 from keras_vqdit.training import compile_function
 
 
@@ -51,8 +50,8 @@ class Filling:
             num_samples: how many, where nothing is given. Defaults to 1.
             num_steps: steps of the sampler for each modality, an integer or a dict of them. Defaults to 16.
             sampler: `"confidence"` or `"ancestral"`, see `keras_vqdit.diffusion.fill_in`. Defaults to `"confidence"`.
-            guidance_scale: strength of classifier-free guidance by all that is known of other modalities, on the logits; 1 is
-                off. Defaults to 1.
+            guidance_scale: strength of classifier-free guidance, on the logits, by all that is known when a modality is drawn:
+                others, and of itself what `fill` leaves, or a text begins with. 1 is off. Defaults to 1.
             temperature: of the codes that are drawn, a number or a dict of them; 0 takes the likeliest. Defaults to 1.
             top_p: draw among the likeliest codes of this probability only. Defaults to 1, all.
             together: draw all modalities at once instead of one after another. Defaults to `False`.
@@ -82,12 +81,7 @@ class Filling:
         codes, count = self.known_codes(given, num_samples)
         want = self._wanted(want, given)
         one_of("sampler", sampler, tuple(SAMPLERS))
-        known = inspect.signature(SAMPLERS[sampler]).parameters.values()
-        known = {one.name for one in known if one.kind is one.KEYWORD_ONLY} - {"num_levels"}
-        if not set(sampler_options) <= known:
-            raise TypeError(
-                f"Options of the sampler {sampler!r} are {sorted(known)}. Received: {sorted(sampler_options)}"
-            )
+        check_options(sampler, SAMPLERS[sampler], sampler_options, but=("num_levels",))
         number("top_p", top_p, above=0, high=1)
         guidance_scale = number("guidance_scale", guidance_scale)
         sampler_options = {name: number(name, value, 0) for name, value in sampler_options.items()}
@@ -96,11 +90,9 @@ class Filling:
         batch_size = positive_integer("batch_size", batch_size)
         seed = random.randrange(2**30) if seed is None else integer("seed", seed)
         self._make_room(codes, want, given, fill)
-        guides = [name for name in codes if np.any(codes[name] != self.mask_codes[name]) and name not in want]
+        guides = [name for name in codes if np.any(codes[name] != self.mask_codes[name])]
         if guidance_scale != 1.0 and not guides and (together or len(want) == 1):
-            raise ValueError(
-                f"Guidance needs a modality that is given, to guide by. Received: guidance_scale={guidance_scale}"
-            )
+            raise ValueError(f"Guidance needs something given, to guide by. Received: guidance_scale={guidance_scale}")
         self.check_average()
         jit_compile = self.compiles(jit_compile)
         if together and len({*steps.values()}) + len({*heat.values()}) > 2:
@@ -125,7 +117,7 @@ class Filling:
                 for name in stage:
                     codes[name][rows[:kept]] = ops.convert_to_numpy(filled[name])[:kept]
                 bar.add(1)
-            guides.extend(stage)
+            guides.extend(name for name in stage if name not in guides)
         return {name: codes[name] if return_codes else self.decode(name, codes[name], batch_size) for name in want}
 
     def score(self, given, candidates, *, num_samples=16, seed=0, batch_size=256, jit_compile="auto"):
@@ -267,11 +259,13 @@ class Filling:
         """Fill in the masks of the wanted modalities; a function of values."""
         shapes, masks = self.code_shapes, self.mask_codes
 
+        shown = {name: codes[name] != masks[name] for name in by}  # what guides; of a modality drawn in part, what is known
+
         def predict(flat):
             codes = {name: ops.minimum(one, masks[name]) for name, one in flat.items()}  # hidden ones are masks + 1
             codes = {name: ops.reshape(one, (-1, *shapes[name])) for name, one in codes.items()}
             if by:  # one forward pass of 2B, not two of B
-                null = {name: ops.full_like(one, masks[name]) if name in by else one for name, one in codes.items()}
+                null = {**codes, **{name: ops.where(shown[name], masks[name], codes[name]) for name in by}}
                 codes = {name: ops.concatenate([one, null[name]]) for name, one in codes.items()}
             logits, _ = self.network.stateless_call(*values, codes, training=False)
             found = {}

@@ -34,10 +34,7 @@ class CompiledSampler:
             raise ValueError(
                 f"`sampler` must be one of {', '.join(map(repr, SAMPLERS))}. Received: sampler={sampler!r}"
             )
-        known = list(inspect.signature(SAMPLERS[sampler]).parameters.values())
-        known = [parameter.name for parameter in known if parameter.kind is parameter.KEYWORD_ONLY]
-        if not set(options) <= set(known):
-            raise TypeError(f"Options of the sampler {sampler!r} are {known}. Received: {sorted(options)}")
+        check_options(sampler, SAMPLERS[sampler], options)
         # All of this is told here, not while tracing.
         if not isinstance(interval, tuple) or len(interval) != 2:
             raise ValueError(
@@ -234,6 +231,14 @@ def plural(conditions):
 
 def values_of(variables):
     return [variable.value for variable in variables]
+
+
+def check_options(sampler, step, options, but=()):
+    """Raise a TypeError unless all options are those of a sampler's step, keyword arguments other than `but`."""
+    known = [one.name for one in inspect.signature(step).parameters.values() if one.kind is one.KEYWORD_ONLY]
+    known = [name for name in known if name not in but]
+    if not set(options) <= set(known):
+        raise TypeError(f"Options of the sampler {sampler!r} are {known}. Received: {sorted(options)}")
 
 
 def equal_batches(count, batch_size):

@@ -235,7 +235,7 @@ def _load(folder, metadata, expected, custom_objects):
     path = folder / CONFIG
     config = _read_config(folder, metadata, custom_objects)
     expected = expected if isinstance(expected, (tuple, type(None))) else (expected,)
-    if expected and config["class_name"] not in {cls.__name__ for cls in expected}:
+    if expected and config["class_name"] not in _names_of(expected):
         names = " or ".join(cls.__name__ for cls in expected)
         raise ValueError(f"{path} must be that of a {names}. Received: a {short(config['class_name'])}")
     with without_values() as scope:  # what it declares is compared with what is there before it takes memory
@@ -259,6 +259,11 @@ def _load(folder, metadata, expected, custom_objects):
     model.after_preset()
     model._card = json.dumps(read_card(folder))
     return model
+
+
+def _names_of(classes):
+    """The names of classes and of all their subclasses."""
+    return {name for cls in classes for name in (cls.__name__, *_names_of(cls.__subclasses__()))}
 
 
 def _make(config, path, expected, custom_objects):

@@ -276,6 +276,21 @@ def test_the_surest_codes_come_first_but_coarse_levels_before_fine_ones():
     assert after(2) == [(0, 1, 2, 3), (0, 1, 3), (1, 3), (3,)]
 
 
+@pytest.mark.parametrize("i", [0, 1])
+def test_the_noise_of_confidence_falls_over_the_steps(i):
+    """Of two codes the surer one comes first by the logistic function of the difference over the noise (Gumbel-max)."""
+    logits = np.zeros((20_000, 2, 6), "float32")
+    logits[:, :, 2] = [2.0, 4.0]
+    x = ops.full((20_000, 2), 6, "int32")
+    x = confidence_step(
+        logits, x, 6, MaskedDiffusion(), 0.0, 0.0, i, 4, ops.full((20_000,), 2), (0, i, 0), temperature=0.0, noise=3.0
+    )
+    log_p = np.array([2.0, 4.0]) - np.log(np.exp([2.0, 4.0]) + 5)
+    expected = 1 / (1 + np.exp(-(log_p[1] - log_p[0]) / (3.0 * (1 - (i + 1) / 4))))
+    first, second = np.mean(np.array(x) == 2, axis=0)
+    assert first + second == 1 and abs(second - expected) < 4.5 * 0.5 / np.sqrt(20_000)
+
+
 def test_draw_temperature_and_nucleus():
     p = np.array([0.5, 0.3, 0.15, 0.05])
     logits = np.broadcast_to(np.log(p) + 3.0, (1, 100_000, 4)).astype("float32")
@@ -286,6 +301,7 @@ def test_draw_temperature_and_nucleus():
         (1.0, 0.81, np.array([0.5, 0.3, 0.15, 0]) / 0.95),
         (1.0, 0.1, [1, 0, 0, 0]),
         (0.0, 1.0, [1, 0, 0, 0]),
+        (0.5, 0.81, np.array([0.25, 0.09, 0.0225, 0]) / 0.3625),  # what is allowed does not depend on the temperature
     ]:
         codes, log_p = draw(logits, (0, 1), temperature, top_p)
         share = np.bincount(np.array(codes)[0], minlength=4) / 100_000
@@ -336,7 +352,5 @@ def test_errors_and_config():
         process(np.zeros((2, 3), "int32"), noise=np.zeros((2, 4), "float32"), mask_code=6)
     with pytest.raises(ValueError, match="`logits` must be of shape"):
         process.loss(np.zeros((2, 4, 6)), np.zeros((2, 3)), np.zeros((2, 3), bool), np.ones(2))
-    with pytest.raises(ValueError, match="`num_steps` must be a positive integer"):
-        process.times(0)
     with pytest.raises(ValueError, match="`sampler` must be one of 'ancestral', 'confidence'"):
         fill_in("magic", None, process, {}, {}, 3, seed=0)

@@ -398,6 +398,29 @@ def test_a_text_is_continued(trained):
     assert texts[0].startswith("a") and texts[1].startswith("ab")
 
 
+def test_what_is_known_in_part_guides_the_rest(trained):
+    """By a scale of 0 the rest does not depend on it; by a large one it goes with it."""
+    upper = np.array([[False, False], [True, True]])
+    zeros, threes = (np.full((32, 2, 2), label) for label in (0, 3))
+
+    def drawn(codes, scale):
+        options = {"num_steps": 2, "seed": 3, "guidance_scale": scale, "return_codes": True, "verbose": 0}
+        return trained.generate({"image": codes}, ["image"], fill={"image": upper}, **options)["image"]
+
+    np.testing.assert_array_equal(drawn(zeros, 0.0)[:, 1], drawn(threes, 0.0)[:, 1])
+    assert np.all(drawn(zeros, 0.0)[:, 0] == 0) and len(np.unique(drawn(zeros, 0.0)[:, 1])) > 2
+    right = [np.mean(drawn(threes, scale)[:, 1] == 3) for scale in (1.0, 4.0)]
+    assert right[1] == 1 >= right[0]
+    texts = trained.generate(
+        {"image": threes}, ["text"], guidance_scale=0.0, num_steps=2, seed=3, return_codes=True, verbose=0
+    )
+    half = trained.generate(
+        {"image": threes}, ["text", "image"], fill={"image": upper}, guidance_scale=0.0, num_steps=2, seed=3,
+        return_codes=True, verbose=0,
+    )  # fmt: skip
+    np.testing.assert_array_equal(texts["text"], half["text"])  # what is known of it guides others, too
+
+
 def test_guidance_of_one_is_none_and_of_zero_ignores_the_condition(trained):
     _, codes = alike(12, seed=1)
     options = {"want": ["image"], "num_steps": 3, "seed": 0, "verbose": 0, "return_codes": True, "sampler": "ancestral"}
@@ -418,7 +441,7 @@ def test_guidance_of_one_is_none_and_of_zero_ignores_the_condition(trained):
     ignored = trained.generate({"text": codes["text"]}, guidance_scale=0.0, **options)["image"]
     np.testing.assert_array_equal(ignored, trained.generate(num_samples=12, **options)["image"])
     assert np.mean(ignored == codes["image"]) < 0.7 < np.mean(plain == codes["image"])
-    with pytest.raises(ValueError, match="Guidance needs a modality that is given"):
+    with pytest.raises(ValueError, match="Guidance needs something given"):
         trained.generate(want=["image"], guidance_scale=2.0, verbose=0)
 
 
