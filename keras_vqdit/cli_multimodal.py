@@ -56,6 +56,11 @@ def train(arguments):
             if set(tokenizers) != {"image", "audio", "text"}:
                 raise ValueError(f"--start must be a model of image, audio and text. Received: {sorted(tokenizers)}")
             sizes = {name: getattr(start.transformer, name) if size is None else size for name, size in sizes.items()}
+    for name in ("image", "audio"):
+        if tokenizers[name].modality != name:
+            raise ValueError(
+                f"--{name}-tokenizer must be of {name}. Received: a tokenizer of {tokenizers[name].modality}"
+            )
     sizes = {name: SIZES[name] if size is None else size for name, size in sizes.items()}
     train, test = data.load(
         "multimodal_digits",

@@ -91,7 +91,7 @@ def test_train(folder, capsys, monkeypatch):
         assert message in capsys.readouterr().err
     command[3] = "sounds"  # no tokenizer of images
     assert cli.main([*command, "--out", "other.keras", "--verbose", "0"]) == 2
-    assert "must be that of a VQVAE. Received: a AudioTokenizer" in capsys.readouterr().err
+    assert "--image-tokenizer must be of image. Received: a tokenizer of audio" in capsys.readouterr().err
 
 
 def test_generate_writes_what_is_wanted(run, folder):
