@@ -298,7 +298,7 @@ def train_arguments(command):
     command.add_argument(
         "--pair-rate",
         type=share,
-        default=0.7,
+        default=0.8,
         help="share of examples that train one modality given all of one other, and nothing else",
     )
     for name, text in (

@@ -259,9 +259,7 @@ class Filling:
         """Fill in the masks of the wanted modalities; a function of values."""
         shapes, masks = self.code_shapes, self.mask_codes
 
-        shown = {
-            name: codes[name] != masks[name] for name in by
-        }  # what guides; of a modality drawn in part, what is known
+        shown = {name: codes[name] != masks[name] for name in by}  # of a modality that is drawn in part, what is known
 
         def predict(flat):
             codes = {name: ops.minimum(one, masks[name]) for name, one in flat.items()}  # hidden ones are masks + 1

@@ -1,10 +1,14 @@
 """Any to any: one masked diffusion transformer over the codes of several modalities, such as images, sound and text."""
 
+import itertools
+
 import keras
+import numpy as np
 from keras import ops
 
 from keras_vqdit.checks import number
 from keras_vqdit.diffusion import MaskedDiffusion
+from keras_vqdit.diffusion.noise import uniform
 from keras_vqdit.models.code_transformer import CodeTransformer
 from keras_vqdit.models.coding import INVALID, UNKNOWN, Coding, but_first
 from keras_vqdit.models.filling import Filling
@@ -41,9 +45,10 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         weights: dict of the weights of modalities in the loss. Defaults to 1 for each.
         hidden_rate: probability that an example trains without a modality: with all of it masked, as guidance and the marginals
             need. Defaults to 0.1.
-        pair_rate: probability that an example trains one modality given all of one other, drawn at random among those that it
-            has, or by `hidden_rate` nothing: what most tasks ask for, and times of their own seldom give where a third modality
-            tells the same. Defaults to 0.
+        pair_rate: probability that an example trains one modality given all of one other, and nothing else (or, by `hidden_rate`,
+            given nothing at all): what most tasks ask for, and times of their own seldom give where a third modality tells the
+            same. A number is shared by all pairs; a dict `{given: {wanted: rate}}` says how often each is, which is worth it
+            where one is harder to learn. Drawn among the pairs that an example has. Defaults to 0.
         ema_decay: decay of the moving average of the weights, with a warm-up; `None` keeps none. Defaults to 0.999.
         seed: integer for the hiding of modalities. Defaults to `None`.
 
@@ -112,7 +117,6 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         if unknown:
             raise ValueError(f"`weights` must be of modalities among {sorted(modalities)}. Received: {unknown}")
         number("hidden_rate", hidden_rate, 0, below=1)
-        number("pair_rate", pair_rate, 0, 1)
         self.tokenizers = {name: tokenizers[name] for name in modalities}
         self.modalities = tuple(modalities)
         self.shares = {name: number(f"weights: {name}", (weights or {}).get(name, 1.0), 0) for name in modalities}
@@ -120,6 +124,7 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
             raise ValueError("`weights` must not all be 0")
         self.process = MaskedDiffusion() if process is None else process
         self.hidden_rate, self.pair_rate, self.seed = hidden_rate, pair_rate, seed
+        self.pairs = _pairs(pair_rate, self.modalities)
         self.seed_generator = keras.random.SeedGenerator(seed)
         dff = 4 * d_model if dff is None else dff
         network = CodeTransformer(
@@ -187,20 +192,23 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
 
     def _roles(self, codes):
         """For each modality, which of the examples train with all of it given, and which with all of it hidden."""
-        count = len(self.modalities)
-        there = ops.stack([ops.any(codes[name] >= 0, axis=but_first(codes[name])) for name in self.modalities])
-        draws = keras.random.uniform((1 + 2 * count, ops.shape(there)[1]), dtype="float32", seed=self.seed_generator)
-        in_pairs = draws[0] < (self.pair_rate if count > 1 else 0.0)
-        # The target is there wherever any modality is; without a source it trains alone.
-        order = draws[1 : 1 + count] + ops.cast(there, "float32")  # (modalities, B)
-        target = ops.argmax(order, axis=0)
-        index = ops.arange(count, dtype=target.dtype)[:, None]
-        source = ops.argmax(ops.where(index == target, -1.0, order), axis=0)
+        there = {name: ops.any(codes[name] >= 0, axis=but_first(codes[name])) for name in self.modalities}  # (B,) each
+        batch = ops.shape(there[self.modalities[0]])[0]
+        draws = uniform((1 + len(self.pairs) + len(self.modalities), batch), self.seed_generator)
+        hides = dict(zip(self.modalities, draws[1 + len(self.pairs) :] < self.hidden_rate, strict=True))
+        if not self.pairs:
+            return {name: (ops.zeros_like(one), one) for name, one in hides.items()}
+        # Of several exponential variables one is the first in proportion to its rate.
+        waits = -ops.log(draws[1 : 1 + len(self.pairs)]) / np.array([*self.pairs.values()], "float32")[:, None]
+        possible = ops.stack([there[given] & there[wanted] for given, wanted in self.pairs])
+        chosen = ops.argmin(ops.where(possible, waits, float("inf")), axis=0)
+        in_pairs = (draws[0] < sum(self.pairs.values())) & ops.any(possible, axis=0)
         roles = {}
-        for i, name in enumerate(self.modalities):
-            hides, of_source = draws[1 + count + i] < self.hidden_rate, in_pairs & (source == i)
-            of_target = in_pairs & (target == i)
-            roles[name] = of_source & ~hides, ~of_target & (hides | (in_pairs & ~of_source))
+        for name in self.modalities:
+            ends = np.array([[end == name for end in pair] for pair in self.pairs])  # (pairs, 2)
+            is_given, is_wanted = (in_pairs & ops.take(ends[:, i], chosen, axis=0) for i in (0, 1))
+            given = is_given & ~hides[name]
+            roles[name] = given, ~is_wanted & (hides[name] | (in_pairs & ~is_given))
         return roles
 
     def _add_noise(self, name, codes, given=None, hidden=None):
@@ -285,6 +293,25 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
 
         tokenizers = {name: made(one) for name, one in config["tokenizers"].items()}
         return cls(**{**config, "tokenizers": tokenizers, "process": made(config["process"])})
+
+
+def _pairs(rate, modalities):
+    """The rate of each pair of modalities, `(given, wanted)`, of those that have one above 0."""
+    every = list(itertools.permutations(modalities, 2))
+    if not isinstance(rate, dict):
+        number("pair_rate", rate, 0, 1)
+        return {pair: rate / len(every) for pair in every if rate}
+    pairs = {}
+    for given, rates in rate.items():
+        if not isinstance(rates, dict) or not {(given, wanted) for wanted in rates} <= set(every):
+            raise ValueError(
+                f"`pair_rate` must be a number, or a dict {{given: {{wanted: rate}}}} of two modalities among "
+                f"{list(modalities)}. Received: pair_rate={rate}"
+            )
+        for wanted, one in rates.items():
+            pairs[given, wanted] = number(f"pair_rate: {given} to {wanted}", one, 0, 1)
+    number("pair_rate, all together,", sum(pairs.values()), 0, 1 + 1e-6)
+    return {pair: one for pair, one in pairs.items() if one}
 
 
 def _described(name, tokenizer):

@@ -179,14 +179,28 @@ def test_pairs_are_drawn_among_what_an_example_has():
     missing["image"][::2] = -1
     missing["audio"][::3] = -1
     roles = roles_of(model, missing)
+    there = {name: (one >= 0).reshape(6000, -1).any(axis=1) for name, one in missing.items()}
+    several = np.sum([*there.values()], axis=0) > 1
     trains = {name: ~given & ~hidden for name, (given, hidden) in roles.items()}
-    for name, one in missing.items():
-        there = (one >= 0).reshape(6000, -1).any(axis=1)
-        assert not trains[name][~there].any()
-        assert not (roles[name][0] & ~there)[1::2].any()  # these have two or three: one of them is given
+    for name in missing:
+        assert not (trains[name] | roles[name][0])[several & ~there[name]].any()
+        assert trains[name][~several].all()  # by times of their own
+    np.testing.assert_array_equal(np.sum([*trains.values()], axis=0)[several], 1)
     of_text = [1, 1 / 3, 1 / 2, 1 / 2, 1 / 2, 1 / 3]  # one of those that are there
     assert abs(trains["text"].mean() - np.mean(of_text)) < 4.5 * 0.5 / np.sqrt(6000)
-    np.testing.assert_array_equal(sum(one.astype(int) for one in trains.values()), 1)
+
+
+def test_pairs_have_rates_of_their_own():
+    rates = {"image": {"text": 0.5, "audio": 0.1}, "text": {"image": 0.2}}
+    model, (_, codes) = small(pair_rate=rates, hidden_rate=0.0), alike(6000)
+    roles = roles_of(model, codes)
+    for given, wanted in itertools.permutations(model.modalities, 2):
+        share = np.mean(roles[given][0] & ~roles[wanted][0] & ~roles[wanted][1])
+        rate = rates.get(given, {}).get(wanted, 0)
+        assert abs(share - rate) <= 4.5 * np.sqrt(rate * (1 - rate) / 6000)
+    assert abs(np.mean(sum(one[0] for one in roles.values()) == 0) - 0.2) < 4.5 * np.sqrt(0.16 / 6000)
+    again = MultimodalDiffusion.from_config(model.get_config())
+    assert again.pairs == model.pairs == {("image", "text"): 0.5, ("image", "audio"): 0.1, ("text", "image"): 0.2}
 
 
 def test_what_evaluation_measures_is_the_bound_whatever_trains():
@@ -199,9 +213,13 @@ def test_what_evaluation_measures_is_the_bound_whatever_trains():
     assert np.array(first["text_present"]).all()
 
 
-@pytest.mark.parametrize("rate", [-0.1, 1.5, float("nan")])
+@pytest.mark.parametrize(
+    "rate",
+    [-0.1, 1.5, float("nan"), {"image": 0.5}, {"image": {"image": 0.5}}, {"picture": {"text": 0.5}}]
+    + [{"image": {"text": 0.6}, "text": {"image": 0.6}}, {"image": {"text": -0.1}}],
+)
 def test_impossible_rates(rate):
-    with pytest.raises(ValueError, match="`pair_rate` must be"):
+    with pytest.raises(ValueError, match="`pair_rate.* must be"):
         small(pair_rate=rate)
 
 
