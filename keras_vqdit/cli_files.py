@@ -64,7 +64,7 @@ def read_image(path, shape):
     from keras_vqdit.data.images import scale, with_channels
 
     if not Path(path).is_file():
-        raise ValueError(f"No such file: {path}")
+        raise ValueError(f"{path} is a folder, not a file" if Path(path).is_dir() else f"No such file: {path}")
     image = decode_image(Path(path), tuple(shape[:2]))
     if image is None:
         raise ValueError(f"{path} must be an image, such as a PNG file. Received: what can not be read as one")
@@ -86,39 +86,45 @@ def read_sound(path, length, sample_rate=None):
 # === What is drawn ===
 
 
-def write_images(out, name, images, tokenizer):
+def files_of(kind, out, name, count):
+    """The files that so many examples of a modality are written to: one each, and a figure; or one of texts."""
+    if kind == "text":
+        return [out / f"{name}.txt"]
+    if kind == "image":
+        return [*(out / f"{name}-{i}.png" for i in range(count)), out / f"{name}.png"]
+    figure = "spectrograms.png" if name == "audio" else f"{name}-spectrograms.png"
+    return [*(out / f"{name}-{i}.wav" for i in range(count)), out / figure]
+
+
+def write_images(paths, images, tokenizer):
     import matplotlib.image
 
     from keras_vqdit import plotting
 
-    paths = [out / f"{name}-{i}.png" for i in range(len(images))]
+    *paths, figure = paths
     for path, image in zip(paths, images, strict=True):
         pixels = np.round(127.5 * (np.clip(image, -1, 1) + 1)).astype("uint8")
         with atomic_path(path) as temporary:
             matplotlib.image.imsave(temporary, np.broadcast_to(pixels, (*pixels.shape[:2], 3)), format="png")
-    plotting.image_grid(images, title="Drawn images", path=out / f"{name}.png")
-    return [*paths, out / f"{name}.png"]
+    plotting.image_grid(images, title="Drawn images", path=figure)
 
 
-def write_sounds(out, name, sounds, tokenizer):
+def write_sounds(paths, sounds, tokenizer):
     from keras_vqdit import data, plotting
 
     sample_rate = getattr(tokenizer, "sample_rate", 8000)
-    paths = [out / f"{name}-{i}.wav" for i in range(len(sounds))]
+    *paths, figure = paths
     for path, sound in zip(paths, sounds, strict=True):
         data.write_wav(path, sound, sample_rate)
-    figure = out / ("spectrograms.png" if name == "audio" else f"{name}-spectrograms.png")
     plotting.spectrograms(sounds, sample_rate, labels=[path.name for path in paths], title="Drawn sounds", path=figure)
-    return [*paths, figure]
 
 
-def write_texts(out, name, texts, tokenizer):
+def write_texts(paths, texts, tokenizer):
     lines = [one_line(text) for text in texts]
     for line in lines:
         print(line)
-    with atomic_path(out / f"{name}.txt") as temporary:
+    with atomic_path(paths[0]) as temporary:
         Path(temporary).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    return [out / f"{name}.txt"]
 
 
 WRITERS = {"image": write_images, "audio": write_sounds, "text": write_texts}

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from keras_vqdit.cli import check_out, load_trained, model_argument, positive, rate, scale, share
-from keras_vqdit.cli_files import WRITERS, kind_of, one_line, read, read_candidates, read_given
+from keras_vqdit.cli_files import WRITERS, files_of, kind_of, one_line, read, read_candidates, read_given
 from keras_vqdit.saving import check_writable
 
 SIZES = {"d_model": 128, "num_heads": 4, "num_layers": 6}
@@ -33,6 +33,7 @@ def train(arguments):
     """The command `train multimodal`."""
     from keras_vqdit import cli, data, saving, training
     from keras_vqdit.data.captions import caption_tokenizer
+    from keras_vqdit.layers import MultiHeadAttention
     from keras_vqdit.models import VQVAE, AudioTokenizer, MultimodalDiffusion
     from keras_vqdit.recipes_multimodal import train_multimodal
     from keras_vqdit.training.strategies import is_writer
@@ -62,6 +63,8 @@ def train(arguments):
                 f"--{name}-tokenizer must be of {name}. Received: a tokenizer of {tokenizers[name].modality}"
             )
     sizes = {name: SIZES[name] if size is None else size for name, size in sizes.items()}
+    # Sizes that do not fit are told before the data are read.
+    MultiHeadAttention(sizes["num_heads"], sizes["d_model"], rotary_grids=[tokenizers["image"].code_shape])
     train, test = data.load(
         "multimodal_digits",
         batch_size=arguments.batch_size,
@@ -99,19 +102,25 @@ def train(arguments):
 def generate(arguments, model):
     """The command `generate` of a model that `load_trained` has read."""
     out = Path("drawn") if arguments.out is None else arguments.out
-    if out.suffix in (".png", ".npz") or (out.exists() and not out.is_dir()):
+    if out.suffix in (".png", ".npz", ".wav", ".txt") or (out.exists() and not out.is_dir()):
         raise ValueError(f"--out must be a folder, for several kinds of files. Received: {out}")
     given = read_given(model, arguments.given, arguments.num_samples)
     want = None if arguments.want is None else [name.strip() for name in arguments.want.split(",")]
-    for name in model.modalities if want is None else want:
-        if name in model.modalities:  # what is not, `generate` complains about
-            kind_of(model, name)
-    check_writable(out / "text.txt")
+    wanted = [name for name in model.modalities if name not in given] if want is None else want
+    files = {
+        name: files_of(kind_of(model, name), out, name, arguments.num_samples)
+        for name in wanted
+        if name in model.modalities  # what is not, `generate` complains about
+    }
+    for paths in files.values():
+        for path in paths:
+            check_writable(path)
     drawn = model.generate(
         given, want, **sampling(arguments), **({} if given else {"num_samples": arguments.num_samples})
     )
     for name, data in drawn.items():
-        for path in WRITERS[kind_of(model, name)](out, name, data, model.tokenizers[name]):
+        WRITERS[kind_of(model, name)](files[name], data, model.tokenizers[name])
+        for path in files[name]:
             print(f"wrote {path}")
 
 

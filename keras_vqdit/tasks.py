@@ -169,7 +169,8 @@ def retrieve(model, queries, candidates, *, subtract_prior=True, **score):
         float32 `(B, C)`, in nats, in the order of the candidates.
 
     Raises:
-        ValueError: if there is not one modality of candidates, or it is also that of queries.
+        ValueError: if there is not one modality of candidates, or it is also that of queries, or there is no query, and the
+            prior is subtracted.
 
     Example:
 
@@ -178,6 +179,8 @@ def retrieve(model, queries, candidates, *, subtract_prior=True, **score):
     best = images[ranking[0, 0]]
     ```
     """
+    if subtract_prior and not queries:
+        raise ValueError("`queries` must hold at least one modality: without, all that is known is the prior")
     scores = model.score(queries, candidates, **score)
     if subtract_prior:  # of the same times and masks, so that most of their noise cancels
         scores = scores - model.score({}, candidates, **score)
@@ -198,6 +201,7 @@ def classify(model, given, candidates, **options):
 
     Raises:
         ValueError: as of `retrieve`.
+        TypeError: if `candidates` is one text.
 
     Example:
 
@@ -205,5 +209,7 @@ def classify(model, given, candidates, **options):
     digits = kv.tasks.classify(model, {"image": images}, [f"the digit {digit}" for digit in range(10)])
     ```
     """
+    if isinstance(candidates, str):
+        raise TypeError(f"`candidates` must be a list of texts. Received: {candidates!r}")
     candidates = candidates if isinstance(candidates, dict) else {"text": candidates}
     return retrieve(model, given, candidates, **options)[0][:, 0]

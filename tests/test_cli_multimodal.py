@@ -80,7 +80,7 @@ def test_train(folder, capsys, monkeypatch):
     further = ["train", "multimodal", "--start", "model.keras", "--epochs", "1", "--batch-size", "4", "--verbose", "0"]
     assert cli.main([*further, "--schedule", "linear", "--pair-rate", "0", "--out", "further.keras"]) == 0
     model = kv.saving.load_model("further.keras")
-    assert model.transformer.d_model == 16 and model.process.schedule == "linear" and model.pair_rate == 0
+    assert model.transformer.d_model == 16 and model.process.schedule == "linear" and not model.pairs
     for wrong, message in (
         (["--text", "bpe"], "--start brings its tokenizers"),
         (["--d-model", "32"], "`d_model` is 32 here. Received: d_model=16"),
@@ -170,7 +170,26 @@ def test_export_and_inspect(run, folder):
         (["generate", "--given", "text=ab", "--want", "smell"], "`want` must list modalities among"),
         (["generate", "--given", "text=ab", "--want", ""], "`want` must list modalities among"),
         (["generate", "--given", "text=ab", "--want", "text,image", "--out", "a.png"], "--out must be a folder"),
-        (["generate", "--out", "a.wav"], "--out must end in .png or .npz"),
+        (["generate", "--out", "a.wav"], "--out must be a folder"),
+        (["generate", "--given", "text=\udcff"], "Texts must be Unicode"),
+        (
+            ["generate", "--given", "text=ab", "--guidance-scale", "1e39"],
+            "at most 1000. Received: guidance_scale=1e+39",
+        ),
+        (
+            ["generate", "--given", "text=ab", "--num-steps", "99999999999"],
+            "`num_steps` must be a finite number, at least 1",
+        ),
+        (["generate", "--given", "image=."], ". is a folder, not a file"),
+        (
+            ["generate", "--given", "audio=broken.png"],
+            "broken.png must be a WAV file of PCM samples. Received: file does",
+        ),
+        (["generate", "--given", "text=ababab"], "Received: a text of 6 codes, 'ababab'"),
+        (
+            ["generate", "--given", "text=ab", "--out", "a.png/x"],
+            "`path` must be in a folder, and a part of it is a file",
+        ),
         (["generate", "--given", "text=a", "--given", "image=a.png", "--given", "audio=a.wav"], "at least one"),
         (["generate", "--given", "image=missing.png"], "No such file: missing.png"),
         (["generate", "--given", "image=broken.png"], "broken.png must be an image"),
@@ -188,6 +207,24 @@ def test_export_and_inspect(run, folder):
 def test_errors(run, arguments, message):
     status, printed = run(*arguments)
     assert status == 2 and message in printed
+
+
+def test_folders_may_have_dots_and_no_file_is_written_where_one_can_not_be(run, folder):
+    arguments = ["--given", "audio=a.wav", "--num-samples", 1, "--out", "drawn.v2"]
+    assert run("generate", *arguments, "--want", "text")[0] == 0
+    (folder / "drawn.v2/text.txt").write_text("older")
+    (folder / "drawn.v2/image-0.png").mkdir()
+    status, printed = run("generate", *arguments, "--want", "text,image")
+    assert status == 2 and "image-0.png" in printed and "is a folder" in printed
+    assert (folder / "drawn.v2/text.txt").read_text() == "older"
+
+
+def test_sizes_that_do_not_fit_are_told_before_the_data_are_read(folder, capsys, monkeypatch):
+    monkeypatch.chdir(folder)
+    trained_vqvae().save("images.keras")
+    command = ["train", "multimodal", "--image-tokenizer", "images.keras", "--d-model", "10", "--num-heads", "4"]
+    assert cli.main([*command, "--data-dir", "nowhere", "--text", "characters", "--out", "none.keras"]) == 2
+    assert "num_heads" in capsys.readouterr().err
 
 
 def test_options_of_the_other_class():

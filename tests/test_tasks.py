@@ -95,3 +95,7 @@ def test_errors(model):
         tasks.classify(model, {"smell": ["ab"]}, ["ab", "ba"])
     with pytest.raises(ValueError, match="`candidates` must be a dict of one modality"):
         tasks.retrieve(model, {"text": ["ab"]}, {})
+    with pytest.raises(ValueError, match="`queries` must hold at least one modality"):
+        tasks.retrieve(model, {}, {"text": ["ab", "ba"]})
+    with pytest.raises(TypeError, match="`candidates` must be a list of texts. Received: 'ab'"):
+        tasks.classify(model, {"image": images(2)}, "ab")

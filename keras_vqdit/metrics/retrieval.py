@@ -95,8 +95,9 @@ def _right_candidates(targets, shape):
         if queries > candidates:
             raise ValueError(f"`targets` must be given for more queries than candidates. Received: scores of {shape}")
         return np.eye(queries, candidates, dtype=bool)
-    if len(targets) != queries:
-        raise ValueError(f"`targets` must be one entry for each of {queries} queries. Received: {len(targets)}")
+    if not hasattr(targets, "__len__") or len(targets) != queries:
+        received = len(targets) if hasattr(targets, "__len__") else repr(targets)
+        raise ValueError(f"`targets` must be one entry for each of {queries} queries. Received: {received}")
     if np.asarray(targets[0]).dtype == bool:
         right = np.asarray(targets)
         if right.shape != shape or right.dtype != bool:

@@ -8,7 +8,7 @@ from collections import Counter
 
 import numpy as np
 
-from keras_vqdit.checks import positive_integer
+from keras_vqdit.checks import number, positive_integer
 
 # Scripts without spaces between words: ideographs, and the syllables of Japanese.
 ALONE = "\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
@@ -132,17 +132,18 @@ def cider(candidates, references, *, max_length=4, sigma=6.0):
         - [CIDEr: Consensus-based Image Description Evaluation](https://arxiv.org/abs/1411.5726), section 5
     """
     max_length = positive_integer("max_length", max_length)
+    sigma = number("sigma", sigma, above=0)
     hypotheses, several = _tokenized(candidates, references)
     candidate_counts = [_phrases(words, max_length) for words in hypotheses]
     reference_counts = [[_phrases(words, max_length) for words in group] for group in several]
     documents = Counter(phrase for group in reference_counts for phrase in set().union(*group))
-    number = math.log(len(hypotheses))
+    everywhere = math.log(len(hypotheses))
 
     def vectors(counts):
         """One `{phrase: weight}` for each length."""
         by_length = [{} for _ in range(max_length)]
         for phrase, count in counts.items():
-            by_length[len(phrase) - 1][phrase] = count * (number - math.log(max(documents[phrase], 1)))
+            by_length[len(phrase) - 1][phrase] = count * (everywhere - math.log(max(documents[phrase], 1)))
         return by_length
 
     def similarity(i, j):
@@ -161,6 +162,9 @@ def cider(candidates, references, *, max_length=4, sigma=6.0):
 
 def _tokenized(candidates, references):
     """The words of each candidate, and of each reference of each."""
+    for name, values in (("candidates", candidates), ("references", references)):
+        if isinstance(values, (str, bytes)):
+            raise TypeError(f"`{name}` must be a list. Received: {values!r}")
     candidates, references = (
         list(candidates),
         [group if isinstance(group, (str, bytes)) else list(group) for group in references],

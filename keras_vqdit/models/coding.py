@@ -8,6 +8,7 @@ from keras_vqdit.checks import fits, known_values, one_of, positive_integer
 from keras_vqdit.models.generation import equal_batches
 
 UNKNOWN = -1  # a code that is not known, and trains nothing
+TOLERANCE = 0.01  # of data in [-1, 1]
 INVALID = -2  # one that is none: of data that are not finite, or out of range in a data set
 
 
@@ -95,11 +96,18 @@ class Coding:
             return x
         x = dict(x)
         for name in self.modalities:
-            texts = are_texts(x.get(name))
-            if texts and not isinstance(self.tokenizers[name], keras.layers.Layer):
-                x[name] = np.asarray(self.tokenizers[name].encode(list(x[name])))
-            elif texts or (isinstance(x.get(name), np.ndarray) and x[name].dtype.kind in "iu"):
-                self._encode(name, np.asarray(x[name]))
+            value, flags = x.get(name), x.get(f"has_{name}")
+            texts, takes_texts = are_texts(value), not isinstance(self.tokenizers[name], keras.layers.Layer)
+            if takes_texts and (texts or isinstance(value, (list, tuple))):
+                x[name] = np.asarray(self.tokenizers[name].encode(value))
+            elif texts or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):
+                self._encode(name, np.asarray(value))
+            elif isinstance(value, np.ndarray):
+                check_range(name, value)
+            if isinstance(flags, np.ndarray) and not (flags.ndim == 1 and np.all((flags == 0) | (flags == 1))):
+                raise ValueError(
+                    f'"has_{name}" must be bools, one for each example. Received: {flags.dtype}, shape={flags.shape}'
+                )
         return x
 
     # === Of what is drawn or scored ===
@@ -107,7 +115,7 @@ class Coding:
     def known_codes(self, given, num_samples):
         """Codes of all modalities as NumPy arrays, masks where nothing is known, and the number of examples."""
         if not isinstance(given, dict) or not set(given) <= set(self.modalities):
-            received = sorted(given) if isinstance(given, dict) else type(given).__name__
+            received = [*given] if isinstance(given, dict) else type(given).__name__
             raise ValueError(
                 f"What is given must be a dict of modalities among {list(self.modalities)}. Received: {received}"
             )
@@ -116,11 +124,12 @@ class Coding:
             value = [value] if isinstance(value, (str, bytes)) else value
             if not isinstance(self.tokenizers[name], keras.layers.Layer):
                 raw = are_texts(value) or not hasattr(value, "shape")
-                value = self.tokenizers[name].encode(list(value)) if raw else value
-            value = value if hasattr(value, "dtype") else np.asarray(value)
-            value = value.astype("float32") if value.dtype == np.float64 else value
-            if np.asarray(value).dtype.kind == "f" and not np.all(np.isfinite(value)):
-                raise ValueError(f'"{name}" must be finite. Received: NaN or infinite values')
+                value = self.tokenizers[name].encode(value) if raw else value
+            value = _as_array(name, value)
+            if np.asarray(value).dtype.kind == "f":
+                if not np.all(np.isfinite(value)):
+                    raise ValueError(f'"{name}" must be finite. Received: NaN or infinite values')
+                check_range(name, np.asarray(value))
             parts = [
                 ops.convert_to_numpy(self._encode(name, value[i : i + 256])) for i in range(0, len(value), 256)
             ] or [np.zeros((0, *self.code_shapes[name]), "int32")]
@@ -149,10 +158,20 @@ class Coding:
             name: the modality.
             codes: integers `(B, *code_shape)`.
             batch_size: at most so many at a time. Defaults to 64.
+
+        Raises:
+            ValueError: if there are none, their shape does not fit, or one is none of the tokenizer's.
         """
         tokenizer = self.tokenizers[one_of("name", name, self.modalities)]
         if not isinstance(tokenizer, keras.layers.Layer):
             return tokenizer.decode(codes)
+        codes, shape = np.asarray(codes), self.code_shapes[name]
+        known = codes.dtype.kind in "iu" and np.all((codes >= 0) & (codes < self.mask_codes[name]))
+        if not known or not fits(codes.shape[1:], shape) or not len(codes):
+            raise ValueError(
+                f'Codes of "{name}" must be integers from 0 to {self.mask_codes[name] - 1} of shape {("B", *shape)}, of at '
+                f"least one example. Received: {codes.dtype}, shape={codes.shape}"
+            )
         parts = []
         for rows, kept in equal_batches(len(codes), batch_size):
             data = ops.clip(ops.cast(tokenizer.decode(ops.convert_to_tensor(codes[rows])), "float32"), -1.0, 1.0)
@@ -165,6 +184,25 @@ def are_texts(x):
     if isinstance(x, np.ndarray):
         return x.dtype.kind in "USO"
     return isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(one, (str, bytes)) for one in x)
+
+
+def check_range(name, x):
+    """Raise a ValueError where data are far out of [-1, 1], such as pixels up to 255. What is not finite passes."""
+    with np.errstate(invalid="ignore"):
+        outside = x.dtype.kind == "f" and np.any(np.abs(x) > 1 + TOLERANCE)
+    if outside:
+        raise ValueError(f'"{name}" must be in [-1, 1]. Received: values from {np.nanmin(x):.3g} to {np.nanmax(x):.3g}')
+
+
+def _as_array(name, value):
+    """Data as they came, or as an array, in float32 instead of float64."""
+    try:
+        value = value if hasattr(value, "dtype") and hasattr(value, "shape") else np.asarray(value)
+    except ValueError as error:  # NumPy's, of lists that are uneven
+        raise ValueError(f'"{name}" must be an array. Received: a list whose parts differ in size') from error
+    if not len(value.shape) or "object" in str(value.dtype):
+        raise ValueError(f'"{name}" must be an array of examples. Received: {value!r:.80}')
+    return value.astype("float32") if value.dtype == np.float64 else value
 
 
 def but_first(x):

@@ -13,6 +13,9 @@ from keras_vqdit.diffusion.unmasking import SAMPLERS, fill_in
 from keras_vqdit.models.generation import check_options, equal_batches, seed_pair, values_of
 from keras_vqdit.training import compile_function
 
+LARGEST = 1000  # scale of guidance, temperature, or noise: float32 must hold logits that are multiplied by it
+MOST_STEPS = 10_000
+
 
 class Filling:
     """The part of `MultimodalDiffusion` that draws and scores."""
@@ -48,7 +51,7 @@ class Filling:
                 `(B, H, W)` for images, a code is drawn where any pixel of it is), or of the grid of the codes. What it leaves out
                 stays, code by code. Defaults to `None`.
             num_samples: how many, where nothing is given. Defaults to 1.
-            num_steps: steps of the sampler for each modality, an integer or a dict of them. Defaults to 16.
+            num_steps: steps of the sampler for each modality, an integer up to 10,000 or a dict of them. Defaults to 16.
             sampler: `"confidence"` or `"ancestral"`, see `keras_vqdit.diffusion.fill_in`. Defaults to `"confidence"`.
             guidance_scale: strength of classifier-free guidance, on the logits, by all that is known when a modality is drawn:
                 others, and of itself what `fill` leaves, or a text begins with. 1 is off. Defaults to 1.
@@ -83,10 +86,12 @@ class Filling:
         one_of("sampler", sampler, tuple(SAMPLERS))
         check_options(sampler, SAMPLERS[sampler], sampler_options, but=("num_levels",))
         number("top_p", top_p, above=0, high=1)
-        guidance_scale = number("guidance_scale", guidance_scale)
-        sampler_options = {name: number(name, value, 0) for name, value in sampler_options.items()}
+        guidance_scale = number("guidance_scale", guidance_scale, -LARGEST, LARGEST)
+        sampler_options = {name: number(name, value, 0, LARGEST) for name, value in sampler_options.items()}
         steps = {name: positive_integer("num_steps", n) for name, n in self._each("num_steps", num_steps, want, 16)}
-        heat = {name: number("temperature", x, 0) for name, x in self._each("temperature", temperature, want, 1.0)}
+        number("num_steps", max(steps.values()), 1, MOST_STEPS)
+        heat = self._each("temperature", temperature, want, 1.0)
+        heat = {name: number("temperature", value, 0, LARGEST) for name, value in heat}
         batch_size = positive_integer("batch_size", batch_size)
         seed = random.randrange(2**30) if seed is None else integer("seed", seed)
         self._make_room(codes, want, given, fill)

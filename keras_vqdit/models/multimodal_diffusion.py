@@ -15,6 +15,8 @@ from keras_vqdit.models.filling import Filling
 from keras_vqdit.models.generative_model import GenerativeModel
 from keras_vqdit.saving import Endpoint
 
+RESERVED = {"loss", "sample_weight"}  # other keys of what a model takes or returns
+
 
 @keras.saving.register_keras_serializable("keras_vqdit")
 class MultimodalDiffusion(Coding, Filling, GenerativeModel):
@@ -110,6 +112,12 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         super().__init__(autocast=False, **kwargs)
         if not isinstance(tokenizers, dict) or not tokenizers:
             raise TypeError(f"`tokenizers` must be a dict of names and tokenizers. Received: {tokenizers!r}")
+        for name in tokenizers:
+            if not isinstance(name, str) or not name.isidentifier() or name in RESERVED or name.startswith("has_"):
+                raise ValueError(
+                    f"Names of modalities must be identifiers, not begin with has_, and be none of {sorted(RESERVED)}. "
+                    f"Received: {name!r}"
+                )
         modalities = {name: _described(name, one) for name, one in sorted(tokenizers.items())}
         if process is not None and not isinstance(process, MaskedDiffusion):
             raise TypeError(f"`process` must be a MaskedDiffusion. Received: process={process!r}")
@@ -195,7 +203,7 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         there = {name: ops.any(codes[name] >= 0, axis=but_first(codes[name])) for name in self.modalities}  # (B,) each
         batch = ops.shape(there[self.modalities[0]])[0]
         draws = uniform((1 + len(self.pairs) + len(self.modalities), batch), self.seed_generator)
-        hides = dict(zip(self.modalities, draws[1 + len(self.pairs) :] < self.hidden_rate, strict=True))
+        hides = {name: draws[-1 - i] < self.hidden_rate for i, name in enumerate(self.modalities)}
         if not self.pairs:
             return {name: (ops.zeros_like(one), one) for name, one in hides.items()}
         # Of several exponential variables one is the first in proportion to its rate.

@@ -40,6 +40,7 @@ def atomic_path(path):
 
     Raises:
         IsADirectoryError: if `path` is a folder.
+        NotADirectoryError: if a folder of `path` is a file.
 
     Example:
 
@@ -51,7 +52,12 @@ def atomic_path(path):
     path = expand(path).resolve()
     if path.is_dir():
         raise IsADirectoryError(f"`path` must be a file, but is a folder. Received: path={path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise NotADirectoryError(
+            f"`path` must be in a folder, and a part of it is a file. Received: path={path}"
+        ) from None
     handle, temporary = tempfile.mkstemp(suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent)
     os.close(handle)
     try:

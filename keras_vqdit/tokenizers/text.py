@@ -1,6 +1,7 @@
 """Text as codes: bytes, characters, or byte pairs."""
 
 import importlib.util
+from collections.abc import Iterable
 
 import keras
 import numpy as np
@@ -91,7 +92,7 @@ class TextTokenizer:
             found["vocabulary"], found["merges"] = _train_bpe(
                 texts, positive_integer("vocabulary_size", vocabulary_size)
             )
-        tokenizer = cls(kind, max_length or 1, **found, **options)
+        tokenizer = cls(kind, 1 if max_length is None else max_length, **found, **options)
         if max_length is None:
             tokenizer.max_length = max(max(len(tokenizer._tokens(text)) for text in texts), 1)
         return tokenizer
@@ -119,12 +120,13 @@ class TextTokenizer:
             ValueError: if a text is longer than `max_length` codes, unless `truncate` is set.
             TypeError: if `texts` are no texts.
         """
-        rows = [self._tokens(text) for text in _check_texts(texts)]
+        texts = list(_check_texts(texts))
+        rows = [self._tokens(text) for text in texts]
         longest = max(map(len, rows), default=0)
         if longest > self.max_length and not self.truncate:
             raise ValueError(
                 f"Texts must be of at most max_length={self.max_length} codes; truncate=True cuts longer ones. "
-                f"Received: a text of {longest} codes"
+                f"Received: a text of {longest} codes, {_short(texts, rows, longest)!r}"
             )
         codes = np.full((len(rows), self.max_length), PADDING, "int32")
         for row, tokens in zip(codes, rows, strict=True):
@@ -188,13 +190,25 @@ def _said(values):
     return None if values is None else f"{len(values)} entries"
 
 
+def _short(texts, rows, length):
+    """The first text of so many codes, or its beginning."""
+    text = next(text for text, row in zip(texts, rows, strict=True) if len(row) == length)
+    return text if len(text) <= 60 else f"{text[:60]}…"
+
+
 def _check_texts(texts):
-    texts = [texts] if isinstance(texts, str) else texts
     texts = texts.tolist() if isinstance(texts, np.ndarray) else texts
+    texts = [texts] if isinstance(texts, (str, bytes)) else texts
+    if not isinstance(texts, Iterable):
+        raise TypeError(f"Texts must be a list of str. Received: {texts!r} of type {type(texts).__name__}")
     for text in texts:
-        text = text.decode("utf-8") if isinstance(text, bytes) else text
-        if not isinstance(text, str):
-            raise TypeError(f"Texts must be str. Received: {text!r} of type {type(text).__name__}")
+        try:
+            text = text.decode("utf-8") if isinstance(text, bytes) else text
+            if not isinstance(text, str):
+                raise TypeError(f"Texts must be str. Received: {text!r} of type {type(text).__name__}")
+            text.encode("utf-8")
+        except UnicodeError:
+            raise ValueError(f"Texts must be Unicode. Received: {text!r}") from None
         yield text
 
 
@@ -214,7 +228,12 @@ class _Bpe:
 
     def __init__(self, vocabulary, merges):
         library = _library()
-        model = library.models.BPE(vocab={token: i for i, token in enumerate(vocabulary)}, merges=merges)
+        try:
+            model = library.models.BPE(vocab={token: i for i, token in enumerate(vocabulary)}, merges=merges)
+        except Exception as error:  # the library has no kind of its own
+            raise ValueError(
+                f"`merges` must be pairs of tokens of the `vocabulary`, which holds what they give. Received: {error}"
+            ) from error
         self.tokenizer = _byte_level(library.Tokenizer(model))
 
     def encode(self, text):
@@ -235,6 +254,10 @@ def _train_bpe(texts, vocabulary_size):
     """`(vocabulary, merges)` of texts."""
     import json
 
+    if vocabulary_size < 256:
+        raise ValueError(
+            f"`vocabulary_size` must be at least 256, the bytes. Received: vocabulary_size={vocabulary_size}"
+        )
     library = _library()
     tokenizer = _byte_level(library.Tokenizer(library.models.BPE()))
     trainer = library.trainers.BpeTrainer(

@@ -8,6 +8,7 @@ import pytest
 
 from keras_vqdit import data
 from keras_vqdit.data.audio import augment, fit_length, normalize_peak
+from keras_vqdit.tokenizers import TextTokenizer
 
 from .test_load import collect
 
@@ -168,6 +169,8 @@ def test_options_of_what_the_set_has_not_are_refused():
         with pytest.raises(ValueError, match=f"`{option}` must be a positive integer"):
             data.load(images, **{option: 0})
     with pytest.raises(ValueError, match="of text"):
+        data.load(images, text_tokenizer=TextTokenizer())
+    with pytest.raises(TypeError, match="`text_tokenizer` must be a TextTokenizer"):
         data.load(images, text_tokenizer=object())
 
 

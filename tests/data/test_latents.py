@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
+import keras_vqdit as kv
 from keras_vqdit import data
 
 from .test_load import collect, numbered
@@ -107,3 +108,22 @@ def test_wrong_data_sets_are_refused(train):
         data.encode_latents(train.repeat(), Tokenizer())
     with pytest.raises(ValueError, match="no feature `audio`"):
         data.encode_latents(train, Tokenizer(), key="audio")
+    text = kv.TextTokenizer("bytes", 8)
+    with pytest.raises(TypeError, match="`image` must be strings, or codes, integers of shape .*Received: float32"):
+        data.encode_codes(train, {"image": text})
+    with pytest.raises(ValueError, match="`tokenizers` must hold at least one"):
+        data.encode_codes(train, {})
+    with pytest.raises(TypeError, match="A tokenizer must have a method `encode`. Received: 5 for `image`"):
+        data.encode_codes(train, {"image": 5})
+    images = kv.VQVAE.from_size("digits", num_embeddings=16)
+    with pytest.raises(
+        ValueError, match=r"`image` must be of shape \(None, 28, 28, 1\) for its tokenizer. Received: \(32, 4"
+    ):
+        data.encode_codes(train, {"image": images})
+
+
+def test_data_that_are_not_finite_have_no_codes():
+    pixels = np.zeros((4, 4, 4, 1), "float32")
+    pixels[3, 0, 0] = np.nan
+    with pytest.raises(ValueError, match="`image` must be finite. Received: NaN or infinite"):
+        data.encode_codes(tf.data.Dataset.from_tensor_slices({"image": pixels}).batch(2), Tokenizer())

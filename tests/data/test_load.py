@@ -212,6 +212,9 @@ def test_describe_falls_back_to_the_shapes_of_other_data_sets():
         ({"seed": "x"}, "`seed` must be an integer"),
         ({"image_size": True}, "`image_size` must be a positive integer or a pair"),
         ({"image_size": 0}, "`image_size` must be a positive integer or a pair"),
+        ({"languages": ["en"]}, '`languages` is for "multimodal_digits". Received: languages='),
+        ({"language": "en"}, '`language` is for "emoji". Received: language='),
+        ({"text_length": 9}, '`text_length` is for "tiny_shakespeare". Received: text_length=9'),
     ],
 )
 def test_wrong_arguments_are_named(options, message):

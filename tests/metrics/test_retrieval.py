@@ -49,6 +49,7 @@ def test_recall_of_random_scores_is_chance():
         ((SCORES, 0), "`k` must be a positive integer"),
         ((SCORES.T, 1), "`targets` must be given for more queries"),
         ((SCORES, 1, [0, 1]), "one entry for each of 3 queries. Received: 2"),
+        ((SCORES, 1, 5), "one entry for each of 3 queries. Received: 5"),
         ((SCORES, 1, [0, 1, 4]), "integers from 0 to 3. Received: 4 for query 2"),
         ((SCORES, 1, [0, 1, -1]), "integers from 0 to 3"),
         ((SCORES, 1, [0, 1, 0.5]), "integers from 0 to 3"),

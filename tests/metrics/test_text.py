@@ -98,6 +98,7 @@ def test_references_may_differ_in_number():
         (["a"], [[]], ValueError, "at least one caption each"),
         (["a"], ["a"], TypeError, "list of lists"),
         ([b"a"], [["a"]], TypeError, "must be str"),
+        ("ab", [["a"], ["b"]], TypeError, "`candidates` must be a list. Received: 'ab'"),
     ],
 )
 def test_wrong_captions_are_named(candidates, references, error, message):

@@ -530,6 +530,15 @@ def test_errors():
         ({"image": codes["image"] + 99}, ["text"], "must be from 0 to 15"),
         ({"image": np.full((1, 8, 8, 1), np.nan, "float32")}, ["text"], "must be finite"),
         ({"text": ["abababab"]}, ["image"], "Texts must be of at most max_length=4"),
+        (
+            {"image": np.full((1, 8, 8, 1), 255.0)},
+            ["text"],
+            r'"image" must be in \[-1, 1\]. Received: values from 255 to 255',
+        ),
+        ({"image": 3.0}, ["text"], '"image" must be an array of examples. Received: '),
+        ({"image": None}, ["text"], '"image" must be an array of examples. Received: '),
+        ({"image": [[1.0], [1.0, 2.0]]}, ["text"], '"image" must be an array. Received: a list whose parts'),
+        ({"text": ["a"], 5: 3}, ["image"], "What is given must be a dict of modalities among"),
     ]:
         with pytest.raises(ValueError, match=message):
             model.generate(given, want, verbose=0)
@@ -555,6 +564,21 @@ def test_errors():
         model.score({"text": ["a"]}, {"text": ["b"]})
     with pytest.raises(ValueError, match="`candidates` must be a dict of one modality"):
         model.score({"text": ["a"]}, {})
+    for wrong, message in (
+        ({"image": np.full((4, 8, 8, 1), 255.0)}, r'"image" must be in \[-1, 1\]'),
+        ({**codes, "has_image": np.full(4, np.nan)}, '"has_image" must be bools, one for each example'),
+        ({**codes, "has_image": np.ones((4, 2))}, '"has_image" must be bools, one for each example'),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.prepare_arrays(wrong)
+    with pytest.raises(TypeError, match="Texts must be str. Received: None"):
+        model.prepare_arrays({"text": [None]})
+    for wrong in (codes["image"] + 99, codes["image"][:0], codes["image"][:, 0], np.zeros((1, 2, 2))):
+        with pytest.raises(ValueError, match='Codes of "image" must be integers from 0 to 15'):
+            model.decode("image", wrong)
+    for name in (5, "", "a/b", "loss", "has_text"):
+        with pytest.raises(ValueError, match="Names of modalities must be identifiers"):
+            MultimodalDiffusion({name: text_tokenizer()}, 16, 2)
     with pytest.raises(TypeError, match="`tokenizers` must be a dict"):
         MultimodalDiffusion([], 16, 2)
     with pytest.raises(ValueError, match="`loss` must be None"):

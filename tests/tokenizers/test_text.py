@@ -78,6 +78,16 @@ def test_too_long():
 
 def test_errors(monkeypatch):
     tokenizer = TextTokenizer("bytes", 3)
+    for wrong in (None, 5):
+        with pytest.raises(TypeError, match="Texts must be a list of str"):
+            TextTokenizer().encode(wrong)
+    with pytest.raises(ValueError, match="Texts must be Unicode"):
+        TextTokenizer().encode(["\udcff"])
+    with pytest.raises(ValueError, match="Texts must be Unicode"):
+        TextTokenizer().encode([b"\xff"])
+    with pytest.raises(ValueError, match="`max_length` must be a positive integer"):
+        TextTokenizer.train(["abc"], max_length=0)
+    assert TextTokenizer().encode(np.array("abc")).shape == TextTokenizer().encode(b"abc").shape == (1, 64)
     with pytest.raises(TypeError, match="Texts must be str. Received: 7 of type int"):
         tokenizer.encode([7])
     with pytest.raises(ValueError, match="`codes` must be from 0 to 256. Received: codes from 0 to 257"):
