@@ -74,6 +74,13 @@ def known_values(tensor):
         return None
 
 
+def check_range(name, x):
+    """Raise a ValueError where an array of floats is out of [-1, 1], such as pixels up to 255. What is not finite passes."""
+    x = x[np.isfinite(x)] if x.dtype.kind == "f" else x[:0]
+    if x.size and max(-x.min(), x.max()) > 1.01:  # what codecs overshoot is no mistake
+        raise ValueError(f'"{name}" must be in [-1, 1]. Received: values from {x.min():.3g} to {x.max():.3g}')
+
+
 def check_times(t):
     """Raise a ValueError for known times that are not in [0, 1], such as the integer steps of other packages."""
     values = known_values(t)

@@ -10,7 +10,6 @@ from keras_vqdit.cli import check_out, load_trained, model_argument, positive, r
 from keras_vqdit.cli_files import WRITERS, files_of, kind_of, one_line, read, read_candidates, read_given
 from keras_vqdit.saving import check_writable
 
-SIZES = {"d_model": 128, "num_heads": 4, "num_layers": 6}
 REGIONS = ("top", "bottom", "left", "right")
 # Options of `generate`, and their defaults, by the class of the model.
 OPTIONS = {
@@ -35,7 +34,7 @@ def train(arguments):
     from keras_vqdit.data.captions import caption_tokenizer
     from keras_vqdit.layers import MultiHeadAttention
     from keras_vqdit.models import VQVAE, AudioTokenizer, MultimodalDiffusion
-    from keras_vqdit.recipes_multimodal import train_multimodal
+    from keras_vqdit.recipes_multimodal import SIZES, train_multimodal
     from keras_vqdit.training.strategies import is_writer
 
     check_out(arguments.out, ".keras")
@@ -43,28 +42,29 @@ def train(arguments):
     sizes = {name: getattr(arguments, name) for name in SIZES}
     with training.scope(strategy):
         if arguments.start is None:
-            start = None
-            tokenizers = {
-                "image": cli.read_model(arguments.image_tokenizer, VQVAE),
-                "audio": cli.read_model(arguments.audio_tokenizer or "speech_tokenizer", AudioTokenizer),
-                "text": caption_tokenizer(arguments.text or "bpe"),
-            }
+            start, tokenizers = None, {"text": caption_tokenizer(arguments.text or "bpe")}
+            for name, source, expected in (
+                ("image", arguments.image_tokenizer, VQVAE),
+                ("audio", arguments.audio_tokenizer or "speech_tokenizer", AudioTokenizer),
+            ):
+                tokenizers[name] = cli.read_model(source, expected)
+                if tokenizers[name].modality != name:
+                    received = tokenizers[name].modality
+                    raise ValueError(f"--{name}-tokenizer must be of {name}. Received: a tokenizer of {received}")
+            # Sizes that do not fit are told before the data are read.
+            check = {**SIZES, **{name: size for name, size in sizes.items() if size is not None}}
+            MultiHeadAttention(
+                check["num_heads"], check["d_model"], rotary_grids=[tokenizers["image"].latent_shape[:-1]]
+            )
         else:
-            if arguments.audio_tokenizer is not None or arguments.text is not None:
-                raise ValueError("--start brings its tokenizers: leave --audio-tokenizer and --text out")
+            brought = ("audio_tokenizer", "text", *SIZES)
+            given = [f"--{name.replace('_', '-')}" for name in brought if getattr(arguments, name) is not None]
+            if given:
+                raise ValueError(f"--start brings its tokenizers and sizes. Received: {', '.join(given)}")
             start = cli.read_model(arguments.start, MultimodalDiffusion)
             tokenizers = start.tokenizers
             if set(tokenizers) != {"image", "audio", "text"}:
                 raise ValueError(f"--start must be a model of image, audio and text. Received: {sorted(tokenizers)}")
-            sizes = {name: getattr(start.transformer, name) if size is None else size for name, size in sizes.items()}
-    for name in ("image", "audio"):
-        if tokenizers[name].modality != name:
-            raise ValueError(
-                f"--{name}-tokenizer must be of {name}. Received: a tokenizer of {tokenizers[name].modality}"
-            )
-    sizes = {name: SIZES[name] if size is None else size for name, size in sizes.items()}
-    # Sizes that do not fit are told before the data are read.
-    MultiHeadAttention(sizes["num_heads"], sizes["d_model"], rotary_grids=[tokenizers["image"].code_shape])
     train, test = data.load(
         "multimodal_digits",
         batch_size=arguments.batch_size,
@@ -276,6 +276,7 @@ def add_commands(commands, add):
 
 def train_arguments(command):
     from keras_vqdit.diffusion.masked import SCHEDULES
+    from keras_vqdit.recipes_multimodal import SIZES
 
     command.add_argument("--data-dir", type=Path, help="folder of prepared TensorFlow Datasets")
     command.add_argument(
@@ -337,7 +338,7 @@ def draw_arguments(command):
     command.add_argument("--num-steps", type=positive, default=20, help="steps of the sampler")
     command.add_argument("--sampler", choices=sorted(SAMPLERS), default=defaults["sampler"], help="which sampler")
     command.add_argument(
-        "--guidance-scale", type=scale, default=defaults["guidance_scale"], help="guidance by --given; 1 is off"
+        "--guidance-scale", type=scale, default=defaults["guidance_scale"], help="guidance by what is known; 1 is off"
     )
     command.add_argument(
         "--temperature", type=scale, default=defaults["temperature"], help="of what is drawn; 0 takes the likeliest"

@@ -20,15 +20,18 @@ PAIRS = {
 }
 
 
+SIZES = {"d_model": 128, "num_heads": 4, "num_layers": 6}
+
+
 def train_multimodal(
     train,
     test,
     tokenizers,
     *,
     epochs,
-    d_model=128,
-    num_heads=4,
-    num_layers=6,
+    d_model=None,
+    num_heads=None,
+    num_layers=None,
     learning_rate=8e-3,
     schedule="cosine",
     pair_rate=0.8,
@@ -46,21 +49,27 @@ def train_multimodal(
         train, test: data sets of `keras_vqdit.data.load`, such as those of "multimodal_digits"; `test` may be `None`.
         tokenizers: dict of trained tokenizers, by modality. For text that is codes already, `train.info.text_tokenizer`.
         epochs: number of epochs.
-        d_model, num_heads, num_layers: size of the transformer.
+        d_model, num_heads, num_layers: size of the transformer. Default: 128, 4 and 6, or that of `start`.
         learning_rate: highest learning rate, of `recipes.diffusion_optimizer`. Defaults to 0.008.
         schedule: of `MaskedDiffusion`, which trains by the mean of the masked codes. Defaults to `"cosine"`, which dwells on many
             masks; `"linear"` learns faster at first.
         pair_rate: as in `MultimodalDiffusion`. A number is shared out between image, audio and text by `PAIRS`, which has images
             given most often. Defaults to 0.8.
         hidden_rate, seed: as in `MultimodalDiffusion`. The former defaults to 0.15.
-        start: a trained `MultimodalDiffusion` with a network of the same sizes, from whose averaged weights training starts.
-            Defaults to `None`, from random ones.
+        start: a trained `MultimodalDiffusion` of the same modalities, from whose averaged weights training starts. Defaults to
+            `None`, from random ones.
         verbose, callbacks: as in `fit`.
         strategy: of `tf.distribute`. Defaults to `None`.
-        **options: further arguments of `MultimodalDiffusion`. Otherwise text counts threefold, by `weights`.
+        **options: further arguments of `MultimodalDiffusion`, such as `dff`. Otherwise text counts threefold, by `weights`. A
+            `process` goes before `schedule`.
 
     Returns:
         Tuple of the model and a dict of the training curves.
+
+    Raises:
+        TypeError: if `start` is none.
+        ValueError: if an argument has an impossible value, the data do not fit the tokenizers, or `start` has another size or
+            other modalities.
 
     Example:
         ```python
@@ -78,6 +87,7 @@ def train_multimodal(
         if hasattr(tokenizer, "example_shape"):
             check_images(tokenizer, train)
     options = {
+        **_sizes({"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers}, start),
         "process": MaskedDiffusion(schedule, weighting="masked", seed=seed),
         "weights": {"text": 3.0} if "text" in tokenizers else None,
         "pair_rate": pair_rate,
@@ -85,7 +95,7 @@ def train_multimodal(
         **options,
     }
     with scope(strategy):
-        model = MultimodalDiffusion(tokenizers, d_model, num_heads, num_layers=num_layers, seed=seed, **options)
+        model = MultimodalDiffusion(tokenizers, seed=seed, **options)
         if start is not None:
             start_from(model, start)
     codes = data.encode_codes(train, tokenizers)
@@ -99,20 +109,29 @@ def train_multimodal(
     return model, history.history
 
 
+def _sizes(sizes, start):
+    """The sizes of the network: those that are given, those of `start`, or the defaults."""
+    if start is None:
+        return {name: SIZES[name] if size is None else size for name, size in sizes.items()}
+    if not isinstance(start, MultimodalDiffusion):
+        raise TypeError(f"`start` must be a MultimodalDiffusion. Received: {start!r}")
+    others = {name: getattr(start.transformer, name) for name in (*sizes, "dff", "rate")}
+    for name, size in sizes.items():
+        if size not in (None, others[name]):
+            raise ValueError(f"`{name}` must be that of `start`, {others[name]}, or None. Received: {name}={size!r}")
+    return others
+
+
 def start_from(model, other):
-    """Give a model the averaged weights of another one, with a network of the same sizes.
+    """Give a model the averaged weights of another one.
 
     Raises:
-        ValueError: if the modalities or the sizes of the networks differ.
+        ValueError: if the modalities differ.
     """
-    own, others = ({**one.transformer.get_config(), "name": None, "rate": None} for one in (model, other))
-    differ = sorted(name for name in own if own[name] != others[name])
-    if differ:
-        name = differ[0]
-        raise ValueError(
-            f"`start` must have a network of the same sizes: `{name}` is {own[name]!r} here. "
-            f"Received: {name}={others[name]!r}"
-        )
+    own, others = model.transformer.modalities, other.transformer.modalities
+    if own != others:
+        raise ValueError(f"`start` must have the modalities {own}. Received: {others}")
+    other.check_average()
     model.transformer.set_weights(other.network.get_weights())
     model.reset_average()
 

@@ -82,8 +82,7 @@ def test_train(folder, capsys, monkeypatch):
     model = kv.saving.load_model("further.keras")
     assert model.transformer.d_model == 16 and model.process.schedule == "linear" and not model.pairs
     for wrong, message in (
-        (["--text", "bpe"], "--start brings its tokenizers"),
-        (["--d-model", "32"], "`d_model` is 32 here. Received: d_model=16"),
+        (["--text", "bpe", "--d-model", "32"], "--start brings its tokenizers and sizes. Received: --text, --d-model"),
         (["--start", "image.keras"], "must hold a MultimodalDiffusion. It holds a VQVAE"),
     ):
         capsys.readouterr()

@@ -5,7 +5,8 @@ import pytest
 
 import keras_vqdit as kv
 from keras_vqdit.data.captions import caption_tokenizer, captions_of
-from keras_vqdit.recipes_multimodal import measure_multimodal, train_multimodal
+from keras_vqdit.models import MultimodalDiffusion
+from keras_vqdit.recipes_multimodal import measure_multimodal, start_from, train_multimodal
 from tests.models.small import trained_vqvae
 from tests.models.test_multimodal_diffusion import Codes
 
@@ -50,17 +51,27 @@ def trained():
 
 def test_training_starts_from_the_average_of_another(trained):
     start, dataset = trained
-    sizes = {"d_model": 16, "num_heads": 2, "num_layers": 1}
     options = {"epochs": 1, "learning_rate": 1e-9, "start": start, "seed": 1, "verbose": 0}
-    model, _ = train_multimodal(dataset, None, start.tokenizers, **sizes, **options)
+    model, _ = train_multimodal(dataset, None, start.tokenizers, **options)
     assert model is not start and model.process.schedule == "cosine"
     for own, average, last in zip(
         model.transformer.weights, start.ema_transformer.weights, start.transformer.weights, strict=True
     ):
         np.testing.assert_allclose(own, average, atol=1e-6)
         assert np.any(np.array(last) != np.array(average))
-    with pytest.raises(ValueError, match="`start` must have a network of the same sizes: `d_model` is 32 here"):
-        train_multimodal(dataset, None, start.tokenizers, **{**sizes, "d_model": 32}, **options)
+    with pytest.raises(ValueError, match="`d_model` must be that of `start`, 16, or None. Received: d_model=32"):
+        train_multimodal(dataset, None, start.tokenizers, d_model=32, **options)
+    with pytest.raises(ValueError, match="`start` must have the modalities"):
+        train_multimodal(dataset, None, {"text": start.tokenizers["text"]}, **options)
+    with pytest.raises(TypeError, match="`start` must be a MultimodalDiffusion"):
+        train_multimodal(dataset, None, start.tokenizers, **{**options, "start": 5})
+
+
+def test_what_starts_another_need_not_have_learned():
+    model, other = (MultimodalDiffusion({"text": kv.TextTokenizer("bytes", 4)}, 16, 2, num_layers=1) for _ in range(2))
+    other.transformer.set_weights([np.full(w.shape, 0.25, "float32") for w in other.transformer.weights])
+    start_from(model, other)
+    assert all(np.all(np.array(w) == 0.25) for net in (model.transformer, model.ema_transformer) for w in net.weights)
 
 
 def test_every_task_is_judged(trained):

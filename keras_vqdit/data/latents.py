@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqdit.checks import fits, integer
+from keras_vqdit.checks import check_range, fits, integer
 from keras_vqdit.data.images import scale
 from keras_vqdit.data.pairs import pair_again
 from keras_vqdit.data.pipeline import describe, to_dataset
@@ -33,7 +33,9 @@ def encode_latents(dataset, tokenizer, *, key=None, shuffle=None, seed=None, ver
         `tf.data.Dataset` of dicts `{"latents", "label"}`, in batches as large as those of `dataset`.
 
     Raises:
-        ValueError: if `dataset` has no such feature, is infinite or empty.
+        TypeError: if the tokenizer has no such method.
+        ValueError: if `dataset` has no such feature, is infinite or empty, or data are not finite or not of the shape that the
+            tokenizer was built for.
 
     Example:
         ```python
@@ -60,8 +62,9 @@ def encode_codes(dataset, tokenizers, *, key=None, shuffle=None, seed=None, verb
         `tf.data.Dataset` of dicts `{"codes", "label"}`; with a dict of tokenizers, every feature keeps its key.
 
     Raises:
-        TypeError: if codes are not integers.
-        ValueError: if `dataset` has no such feature, is infinite or empty, or texts are codes of another tokenizer.
+        TypeError: if codes are not integers, a tokenizer has no `encode`, or what shall be text is none.
+        ValueError: if `dataset` has no such feature, is infinite or empty, there is no tokenizer, texts are codes of another
+            one, or data are not finite, not in [-1, 1], or not of the shape that the tokenizer was built for.
 
     Example:
         ```python
@@ -153,6 +156,8 @@ def _encoder(name, tokenizer, method, dtype, info):
             )
         if batch.dtype.is_floating and not np.all(np.isfinite(batch.numpy())):
             raise ValueError(f"`{name}` must be finite. Received: NaN or infinite values")
+        if method == "encode":
+            check_range(name, batch.numpy())
         encoded = ops.convert_to_numpy(encode(batch))
         if method == "encode" and encoded.dtype.kind not in "iu":
             raise TypeError(
@@ -168,7 +173,7 @@ def _encode_texts(name, tokenizer, texts):
     if texts.dtype == "string":
         return tokenizer.encode(texts.numpy())
     if not texts.dtype.is_integer or not fits(texts.shape[1:], tokenizer.code_shape):
-        raise TypeError(
+        raise (ValueError if texts.dtype.is_integer else TypeError)(
             f"`{name}` must be strings, or codes, integers of shape {(None, *tokenizer.code_shape)}, for its tokenizer. "
             f"Received: {texts.dtype.name} of shape {tuple(texts.shape)}"
         )

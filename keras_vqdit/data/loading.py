@@ -115,6 +115,13 @@ def load(
     for option, value in (("audio_length", audio_length), ("audio_copies", audio_copies)):
         if value is not None:
             positive_integer(option, value)
+    for option, value, owner in (
+        ("languages", languages, multimodal.NAME),
+        ("language", language, texts.EMOJI),
+        ("text_length", text_length, texts.SHAKESPEARE),
+    ):
+        if value is not None and str(name) != owner:
+            raise ValueError(f'`{option}` is for "{owner}". Received: {option}={value!r} for {name!r:.80}')
     source = _read(
         name,
         data_dir,
@@ -124,13 +131,6 @@ def load(
         names={"language": "en" if language is None else language, "text_tokenizer": text_tokenizer},
         lines={"length": 128 if text_length is None else text_length, "text_tokenizer": text_tokenizer},
     )
-    for option, value, owner in (
-        ("languages", languages, multimodal.NAME),
-        ("language", language, texts.EMOJI),
-        ("text_length", text_length, texts.SHAKESPEARE),
-    ):
-        if value is not None and source.name != owner:
-            raise ValueError(f'`{option}` is for "{owner}". Received: {option}={value!r} for "{source.name}"')
     train, test = source.train, source.test
     if test is None:
         train, test = hold_out(train, test_fraction)

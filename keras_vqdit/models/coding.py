@@ -4,11 +4,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_vqdit.checks import fits, known_values, one_of, positive_integer
+from keras_vqdit.checks import check_range, fits, known_values, one_of, positive_integer
 from keras_vqdit.models.generation import equal_batches
 
 UNKNOWN = -1  # a code that is not known, and trains nothing
-TOLERANCE = 0.01  # of data in [-1, 1]
 INVALID = -2  # one that is none: of data that are not finite, or out of range in a data set
 
 
@@ -102,7 +101,7 @@ class Coding:
                 x[name] = np.asarray(self.tokenizers[name].encode(value))
             elif texts or (isinstance(value, np.ndarray) and value.dtype.kind in "iu"):
                 self._encode(name, np.asarray(value))
-            elif isinstance(value, np.ndarray):
+            elif isinstance(value, np.ndarray) and not takes_texts:
                 check_range(name, value)
             if isinstance(flags, np.ndarray) and not (flags.ndim == 1 and np.all((flags == 0) | (flags == 1))):
                 raise ValueError(
@@ -129,7 +128,8 @@ class Coding:
             if np.asarray(value).dtype.kind == "f":
                 if not np.all(np.isfinite(value)):
                     raise ValueError(f'"{name}" must be finite. Received: NaN or infinite values')
-                check_range(name, np.asarray(value))
+                if isinstance(self.tokenizers[name], keras.layers.Layer):
+                    check_range(name, np.asarray(value))
             parts = [
                 ops.convert_to_numpy(self._encode(name, value[i : i + 256])) for i in range(0, len(value), 256)
             ] or [np.zeros((0, *self.code_shapes[name]), "int32")]
@@ -184,14 +184,6 @@ def are_texts(x):
     if isinstance(x, np.ndarray):
         return x.dtype.kind in "USO"
     return isinstance(x, (list, tuple)) and len(x) > 0 and all(isinstance(one, (str, bytes)) for one in x)
-
-
-def check_range(name, x):
-    """Raise a ValueError where data are far out of [-1, 1], such as pixels up to 255. What is not finite passes."""
-    with np.errstate(invalid="ignore"):
-        outside = x.dtype.kind == "f" and np.any(np.abs(x) > 1 + TOLERANCE)
-    if outside:
-        raise ValueError(f'"{name}" must be in [-1, 1]. Received: values from {np.nanmin(x):.3g} to {np.nanmax(x):.3g}')
 
 
 def _as_array(name, value):

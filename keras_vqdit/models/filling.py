@@ -54,8 +54,8 @@ class Filling:
             num_steps: steps of the sampler for each modality, an integer up to 10,000 or a dict of them. Defaults to 16.
             sampler: `"confidence"` or `"ancestral"`, see `keras_vqdit.diffusion.fill_in`. Defaults to `"confidence"`.
             guidance_scale: strength of classifier-free guidance, on the logits, by all that is known when a modality is drawn:
-                others, and of itself what `fill` leaves, or a text begins with. 1 is off. Defaults to 1.
-            temperature: of the codes that are drawn, a number or a dict of them; 0 takes the likeliest. Defaults to 1.
+                others, and of itself what `fill` leaves, or a text begins with. 1 is off; from -1000 to 1000. Defaults to 1.
+            temperature: of the codes that are drawn, a number up to 1000 or a dict of them; 0 takes the likeliest. Defaults to 1.
             top_p: draw among the likeliest codes of this probability only. Defaults to 1, all.
             together: draw all modalities at once instead of one after another. Defaults to `False`.
             seed: integer. The same seed gives the same result. Defaults to `None`, a random one.

@@ -15,7 +15,7 @@ from keras_vqdit.models.filling import Filling
 from keras_vqdit.models.generative_model import GenerativeModel
 from keras_vqdit.saving import Endpoint
 
-RESERVED = {"loss", "sample_weight"}  # other keys of what a model takes or returns
+RESERVED = {"loss", "sample_weight", "seed", "num_steps"}  # other keys of what a model takes or returns
 
 
 @keras.saving.register_keras_serializable("keras_vqdit")
@@ -37,7 +37,9 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
 
     Args:
         tokenizers: dict of names of modalities and tokenizers: `VQVAE`, `AudioTokenizer`, `TextTokenizer`, or
-            others with `encode(x)`, `decode(codes)`, `num_embeddings`, `code_shape` and, of residual codes, `num_levels`.
+            others with `encode(x)`, `decode(codes)`, `num_embeddings`, `code_shape` and, of residual codes, `num_levels`. Those
+            that are Keras layers take float data, others texts or codes. Names are without "/", and none of the other keys of a
+            batch or of endpoints: `"loss"`, `"sample_weight"`, `"seed"`, `"num_steps"`, `"has_…"`.
         d_model: width of the transformer.
         num_heads: attention heads; must divide `d_model`.
         dff: width of the feed-forward networks. Defaults to `4 * d_model`.
@@ -113,10 +115,10 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         if not isinstance(tokenizers, dict) or not tokenizers:
             raise TypeError(f"`tokenizers` must be a dict of names and tokenizers. Received: {tokenizers!r}")
         for name in tokenizers:
-            if not isinstance(name, str) or not name.isidentifier() or name in RESERVED or name.startswith("has_"):
+            if not isinstance(name, str) or not name or "/" in name or name in RESERVED or name.startswith("has_"):
                 raise ValueError(
-                    f"Names of modalities must be identifiers, not begin with has_, and be none of {sorted(RESERVED)}. "
-                    f"Received: {name!r}"
+                    "Names of modalities must be str, without /, not begin with has_, and be none of "
+                    f"{', '.join(sorted(RESERVED))}. Received: {name!r}"
                 )
         modalities = {name: _described(name, one) for name, one in sorted(tokenizers.items())}
         if process is not None and not isinstance(process, MaskedDiffusion):
@@ -131,8 +133,9 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         if not sum(self.shares.values()):
             raise ValueError("`weights` must not all be 0")
         self.process = MaskedDiffusion() if process is None else process
-        self.hidden_rate, self.pair_rate, self.seed = hidden_rate, pair_rate, seed
+        self.hidden_rate, self.seed = hidden_rate, seed
         self.pairs = _pairs(pair_rate, self.modalities)
+        self.pair_rate = _copied(pair_rate)
         self.seed_generator = keras.random.SeedGenerator(seed)
         dff = 4 * d_model if dff is None else dff
         network = CodeTransformer(
@@ -289,7 +292,7 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
             "process": serialize(self.process),
             "weights": dict(self.shares),
             "hidden_rate": self.hidden_rate,
-            "pair_rate": self.pair_rate,
+            "pair_rate": _copied(self.pair_rate),
             "ema_decay": self.ema_decay,
             "seed": self.seed,
         }
@@ -311,15 +314,23 @@ def _pairs(rate, modalities):
         return {pair: rate / len(every) for pair in every if rate}
     pairs = {}
     for given, rates in rate.items():
-        if not isinstance(rates, dict) or not {(given, wanted) for wanted in rates} <= set(every):
+        if given not in modalities or not isinstance(rates, dict) or not {(given, one) for one in rates} <= set(every):
             raise ValueError(
                 f"`pair_rate` must be a number, or a dict {{given: {{wanted: rate}}}} of two modalities among "
                 f"{list(modalities)}. Received: pair_rate={rate}"
             )
         for wanted, one in rates.items():
             pairs[given, wanted] = number(f"pair_rate: {given} to {wanted}", one, 0, 1)
-    number("pair_rate, all together,", sum(pairs.values()), 0, 1 + 1e-6)
+    if sum(pairs.values()) > 1 + 1e-6:
+        raise ValueError(
+            f"`pair_rate` must add up to at most 1. Received: {sum(pairs.values()):g}, of pair_rate={rate}"
+        )
     return {pair: one for pair, one in pairs.items() if one}
+
+
+def _copied(rate):
+    """A rate of pairs of its own, in plain dicts: Keras tracks those that are attributes."""
+    return {given: dict(rates) for given, rates in rate.items()} if isinstance(rate, dict) else rate
 
 
 def _described(name, tokenizer):

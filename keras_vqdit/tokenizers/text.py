@@ -81,6 +81,10 @@ class TextTokenizer:
 
         Returns:
             A `TextTokenizer`.
+
+        Raises:
+            ValueError: if there are no texts, or an argument has an impossible value.
+            TypeError: if `texts` are no texts.
         """
         texts = list(_check_texts(texts))
         if not texts:
@@ -117,7 +121,7 @@ class TextTokenizer:
             int32 NumPy array `(B, max_length)`, filled up with 0. A character that the vocabulary does not have is 1.
 
         Raises:
-            ValueError: if a text is longer than `max_length` codes, unless `truncate` is set.
+            ValueError: if a text is longer than `max_length` codes, unless `truncate` is set, or no Unicode.
             TypeError: if `texts` are no texts.
         """
         texts = list(_check_texts(texts))

@@ -215,11 +215,11 @@ def test_what_evaluation_measures_is_the_bound_whatever_trains():
 
 @pytest.mark.parametrize(
     "rate",
-    [-0.1, 1.5, float("nan"), {"image": 0.5}, {"image": {"image": 0.5}}, {"picture": {"text": 0.5}}]
+    [-0.1, 1.5, float("nan"), {"image": 0.5}, {"image": {"image": 0.5}}, {"picture": {}}]
     + [{"image": {"text": 0.6}, "text": {"image": 0.6}}, {"image": {"text": -0.1}}],
 )
 def test_impossible_rates(rate):
-    with pytest.raises(ValueError, match="`pair_rate.* must be"):
+    with pytest.raises(ValueError, match="`pair_rate.* must "):
         small(pair_rate=rate)
 
 
@@ -427,8 +427,12 @@ def test_what_is_known_in_part_guides_the_rest(trained):
 
     np.testing.assert_array_equal(drawn(zeros, 0.0)[:, 1], drawn(threes, 0.0)[:, 1])
     assert np.all(drawn(zeros, 0.0)[:, 0] == 0) and len(np.unique(drawn(zeros, 0.0)[:, 1])) > 2
-    right = [np.mean(drawn(threes, scale)[:, 1] == 3) for scale in (1.0, 4.0)]
-    assert right[1] == 1 >= right[0]
+    assert np.all(drawn(threes, 4.0)[:, 1] == 3)
+    again = trained.generate(
+        {"image": threes}, ["image", "text"], fill={"image": upper}, together=True, guidance_scale=4.0, num_steps=2, seed=3,
+        return_codes=True, verbose=0,
+    )  # fmt: skip
+    assert np.all(again["image"] == 3) and np.all(again["text"] == 3)
     texts = trained.generate(
         {"image": threes}, ["text"], guidance_scale=0.0, num_steps=2, seed=3, return_codes=True, verbose=0
     )
@@ -576,8 +580,8 @@ def test_errors():
     for wrong in (codes["image"] + 99, codes["image"][:0], codes["image"][:, 0], np.zeros((1, 2, 2))):
         with pytest.raises(ValueError, match='Codes of "image" must be integers from 0 to 15'):
             model.decode("image", wrong)
-    for name in (5, "", "a/b", "loss", "has_text"):
-        with pytest.raises(ValueError, match="Names of modalities must be identifiers"):
+    for name in (5, "", "a/b", "loss", "seed", "has_text"):
+        with pytest.raises(ValueError, match="Names of modalities must be str, without /"):
             MultimodalDiffusion({name: text_tokenizer()}, 16, 2)
     with pytest.raises(TypeError, match="`tokenizers` must be a dict"):
         MultimodalDiffusion([], 16, 2)
