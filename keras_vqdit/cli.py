@@ -561,13 +561,6 @@ def scale(text):
     return value
 
 
-def share(text):
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"must be from 0 to 1, not {text}")
-    return value
-
-
 def parse_labels(text, num_classes):
     """`"7"`, `"0-9"` or `"1,3,5-7"` as a list of integers."""
     labels = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from keras_vqdit.cli import check_out, load_trained, model_argument, positive, rate, scale, share
+from keras_vqdit.cli import check_out, load_trained, model_argument, positive, rate, scale
 from keras_vqdit.cli_files import WRITERS, files_of, kind_of, one_line, read, read_candidates, read_given
 from keras_vqdit.saving import check_writable
 
@@ -274,6 +274,20 @@ def add_commands(commands, add):
     completing.add_argument("--text", required=True, help="how the texts begin")
 
 
+def pair_rate(text):
+    """`"0.5"`, or `"image-text=0.4,text-image=0.1"` as a dict of dicts."""
+    if "=" not in text:
+        return float(text)
+    rates = {}
+    for part in text.split(","):
+        pair, _, value = part.partition("=")
+        given, dash, wanted = pair.strip().partition("-")
+        if not dash or wanted in rates.get(given, ()):
+            raise argparse.ArgumentTypeError(f"must look like 0.5 or image-text=0.4,text-image=0.1, not {text}")
+        rates.setdefault(given, {})[wanted] = float(value)
+    return rates
+
+
 def train_arguments(command):
     from keras_vqdit.diffusion.masked import SCHEDULES
     from keras_vqdit.recipes_multimodal import SIZES
@@ -307,9 +321,10 @@ def train_arguments(command):
     )
     command.add_argument(
         "--pair-rate",
-        type=share,
-        default=0.8,
-        help="share of examples that train one modality given all of one other, and nothing else",
+        type=pair_rate,
+        default=0.5,
+        help="share of examples that train one modality given all of one other, and nothing else: a number, or of each pair, "
+        "such as image-text=0.4,text-image=0.1",
     )
     for name, text in (
         ("d_model", "width of the transformer"),

@@ -5,20 +5,12 @@ import time
 import numpy as np
 
 from keras_vqdit import data
-from keras_vqdit.checks import number, positive_integer
+from keras_vqdit.checks import positive_integer
 from keras_vqdit.data.captions import captions_of, digit_of
 from keras_vqdit.diffusion import MaskedDiffusion
 from keras_vqdit.models.multimodal_diffusion import MultimodalDiffusion
 from keras_vqdit.recipes import check_images, diffusion_optimizer, learning_rate_schedule, to_arrays
 from keras_vqdit.training import scope
-
-# How the pairs of `train_multimodal` are shared out: what is in an image is the hardest to learn.
-PAIRS = {
-    "image": {"text": 0.35, "audio": 0.2},
-    "audio": {"image": 0.15, "text": 0.1},
-    "text": {"image": 0.1, "audio": 0.1},
-}
-
 
 SIZES = {"d_model": 128, "num_heads": 4, "num_layers": 6}
 
@@ -34,8 +26,7 @@ def train_multimodal(
     num_layers=None,
     learning_rate=8e-3,
     schedule="cosine",
-    pair_rate=0.8,
-    hidden_rate=0.15,
+    pair_rate=0.5,
     start=None,
     seed=None,
     verbose=1,
@@ -53,14 +44,12 @@ def train_multimodal(
         learning_rate: highest learning rate, of `recipes.diffusion_optimizer`. Defaults to 0.008.
         schedule: of `MaskedDiffusion`, which trains by the mean of the masked codes. Defaults to `"cosine"`, which dwells on many
             masks; `"linear"` learns faster at first.
-        pair_rate: as in `MultimodalDiffusion`. A number is shared out between image, audio and text by `PAIRS`, which has images
-            given most often. Defaults to 0.8.
-        hidden_rate, seed: as in `MultimodalDiffusion`. The former defaults to 0.15.
+        pair_rate, seed: as in `MultimodalDiffusion`. By default half of the examples train in pairs, all pairs alike.
         start: a trained `MultimodalDiffusion` of the same modalities, from whose averaged weights training starts. Defaults to
             `None`, from random ones.
         verbose, callbacks: as in `fit`.
         strategy: of `tf.distribute`. Defaults to `None`.
-        **options: further arguments of `MultimodalDiffusion`, such as `dff`. Otherwise text counts threefold, by `weights`. A
+        **options: further arguments of `MultimodalDiffusion`, such as `dff`. Otherwise text counts twice, by `weights`. A
             `process` goes before `schedule`.
 
     Returns:
@@ -80,18 +69,14 @@ def train_multimodal(
         ```
     """
     epochs = positive_integer("epochs", epochs)
-    if not isinstance(pair_rate, dict) and set(tokenizers) == set(PAIRS):
-        total = number("pair_rate", pair_rate, 0, 1)
-        pair_rate = {given: {name: total * share for name, share in rates.items()} for given, rates in PAIRS.items()}
     for tokenizer in tokenizers.values():
         if hasattr(tokenizer, "example_shape"):
             check_images(tokenizer, train)
     options = {
         **_sizes({"d_model": d_model, "num_heads": num_heads, "num_layers": num_layers}, start),
         "process": MaskedDiffusion(schedule, weighting="masked", seed=seed),
-        "weights": {"text": 3.0} if "text" in tokenizers else None,
+        "weights": {"text": 2.0} if "text" in tokenizers else None,
         "pair_rate": pair_rate,
-        "hidden_rate": hidden_rate,
         **options,
     }
     with scope(strategy):

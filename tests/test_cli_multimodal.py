@@ -81,7 +81,13 @@ def test_train(folder, capsys, monkeypatch):
     assert cli.main([*further, "--schedule", "linear", "--pair-rate", "0", "--out", "further.keras"]) == 0
     model = kv.saving.load_model("further.keras")
     assert model.transformer.d_model == 16 and model.process.schedule == "linear" and not model.pairs
+    rates = "image-text=0.4,image-audio=0.1,text-image=0.2"
+    assert cli.main([*further, "--pair-rate", rates, "--out", "further.keras"]) == 0
+    pairs = {("image", "text"): 0.4, ("image", "audio"): 0.1, ("text", "image"): 0.2}
+    assert kv.saving.load_model("further.keras").pairs == pairs
     for wrong, message in (
+        (["--pair-rate", "image-smell=0.4"], "`pair_rate` must be a number, or a dict"),
+        (["--pair-rate", "1.5"], "`pair_rate` must be a finite number, at least 0 and at most 1"),
         (["--text", "bpe", "--d-model", "32"], "--start brings its tokenizers and sizes. Received: --text, --d-model"),
         (["--start", "image.keras"], "must hold a MultimodalDiffusion. It holds a VQVAE"),
     ):
