@@ -83,8 +83,8 @@ def test_train(folder, capsys, monkeypatch):
     assert model.transformer.d_model == 16 and model.process.schedule == "linear" and not model.pairs
     rates = "image-text=0.4,image-audio=0.1,text-image=0.2"
     assert cli.main([*further, "--pair-rate", rates, "--out", "further.keras"]) == 0
-    pairs = {("image", "text"): 0.4, ("image", "audio"): 0.1, ("text", "image"): 0.2}
-    assert kv.saving.load_model("further.keras").pairs == pairs
+    expected = {("image", "text"): 0.4, ("image", "audio"): 0.1, ("text", "image"): 0.2}
+    assert kv.saving.load_model("further.keras").pairs == expected
     for wrong, message in (
         (["--pair-rate", "image-smell=0.4"], "`pair_rate` must be a number, or a dict"),
         (["--pair-rate", "1.5"], "`pair_rate` must be a finite number, at least 0 and at most 1"),
