@@ -27,10 +27,10 @@ By hand, a step at a time (with larger models, which take longer):
 Images, sound and text from one another (needs `pip install "keras_vqdit[text]"`):
 
   keras-vqdit generate --preset multimodal_digits --given text="a handwritten seven" --want image,audio --out drawn
-  keras-vqdit infill --preset multimodal_digits --image seven.png --region top --out infilled.png
+  keras-vqdit infill --preset multimodal_digits --image drawn/image-0.png --region top --out infilled.png
   keras-vqdit complete --preset multimodal_digits --text "a handwritten"
-  keras-vqdit classify --preset multimodal_digits --given image=seven.png --candidates "the digit 1" "the digit 7"
-  keras-vqdit retrieve --preset multimodal_digits --given text="the digit 7" --candidates image=seven.png image=one.png
+  keras-vqdit classify --preset multimodal_digits --given image=drawn/image-0.png --candidates "the digit 1" "the digit 7"
+  keras-vqdit retrieve --preset multimodal_digits --given image=drawn/image-0.png --candidates text="seven" text="one"
 
 Other data: `--dataset mnist --data-dir FOLDER` (any TensorFlow Datasets name), `--dataset pictures/ --image-size 32`
 (a folder of images, a sub-folder a class), `--dataset images.npz`.
@@ -232,9 +232,12 @@ def export(arguments):
     model = load_trained(arguments, (VQVAE, VAE, AudioTokenizer, LatentDiffusion, MultimodalDiffusion))
     card = saving.read_json(arguments.card) if arguments.card else None
     if arguments.format == "preset":
+        if arguments.only is not None:
+            raise ValueError("--only is of exports for others. Received: --format preset")
         model.save_to_preset(arguments.out, card)
     else:
-        saving.export(model, arguments.out, format=arguments.format, card=card)
+        only = None if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
+        saving.export(model, arguments.out, format=arguments.format, card=card, only=only)
     print(f"wrote {arguments.out}")
 
 
@@ -475,6 +478,7 @@ def build_parser():
         help="tf_saved_model: all endpoints, for TensorFlow alone; litert, onnx: encode, decode, denoise, decode_latents; "
         "preset: for this package",
     )
+    command.add_argument("--only", help="endpoints to write, such as encode_image,denoise; default: all")
     command.add_argument(
         "--card",
         type=Path,

@@ -263,6 +263,8 @@ class MultimodalDiffusion(Coding, Filling, GenerativeModel):
         for name, one in self.tokenizers.items():
             if not isinstance(one, keras.layers.Layer):
                 notes[f"{name}_tokenizer"] = one.get_config()
+                if hasattr(one, "about_codes"):
+                    notes[f"{name}_codes"] = one.about_codes
         found["denoise"] = Endpoint(
             lambda **given: {f"{name}_logits": one for name, one in self.network(given, training=False).items()},
             codes,

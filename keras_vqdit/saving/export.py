@@ -60,7 +60,7 @@ class Endpoint(NamedTuple):
     notes: dict = {}
 
 
-def export(model, path, *, format="tf_saved_model", card=None, **options):
+def export(model, path, *, format="tf_saved_model", card=None, only=None, **options):
     """Write a model for those who run it without this package.
 
     Args:
@@ -72,13 +72,16 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
             `tf2onnx`. Defaults to `"tf_saved_model"`.
         card: dict of what users should know: data, metrics, command, licence. It must fit JSON. Defaults to `None`, the card
             of the preset that the model comes from.
+        only: list of the endpoints to write, such as `["denoise"]`, where a converter does not know others. Defaults to `None`,
+            all.
         **options: of the model's `endpoints`; of a `LatentDiffusion` `sampler`, `guidance_interval` and their like.
 
     Returns:
         Dict: the model card that was written, `card` with the signatures.
 
     Raises:
-        ValueError: if the model is not built, `format` is unknown, or a converter does not know a part of the model.
+        ValueError: if the model is not built, `format` or an endpoint is unknown, or a converter does not know a part of the
+            model.
         TypeError: if the model has no endpoints.
         ImportError: if `format` is `"onnx"` and `tf2onnx` is not installed.
         FileExistsError: if `path` holds something else.
@@ -117,6 +120,13 @@ def export(model, path, *, format="tf_saved_model", card=None, **options):
     endpoints = model.endpoints(**options)
     if format != "tf_saved_model":
         endpoints = {name: one for name, one in endpoints.items() if _has_no_loops(name)}
+    if only is not None:
+        unknown = sorted(set(only) - set(endpoints))
+        if unknown or not only:
+            raise ValueError(
+                f"`only` must be of the endpoints {', '.join(endpoints)}. Received: {', '.join(unknown) or 'none'}"
+            )
+        endpoints = {name: endpoints[name] for name in only}
     _check_endpoints(endpoints)
     if not endpoints:
         raise ValueError(f"`model` must have endpoints among {', '.join(WITHOUT_LOOPS)}. Received: {model!r}")
@@ -249,6 +259,7 @@ def _save_litert(functions, folder):
 
 
 def _save_onnx(functions, folder):
+    import onnx
     import tensorflow as tf
     import tf2onnx
 
@@ -259,7 +270,12 @@ def _save_onnx(functions, folder):
 
     for name, function in functions.items():
         with _named_failure(name, f"tf2onnx {tf2onnx.__version__}"):
-            (folder / f"{name}.onnx").write_bytes(convert(function).SerializeToString())
+            model = convert(function)
+            # What it does not know it leaves in the file, which no runtime reads then.
+            left = {node.op_type for node in model.graph.node if not onnx.defs.has(node.op_type, node.domain)}
+            if left:
+                raise ValueError(" ".join(f"tf.{name}" for name in sorted(left)))
+            (folder / f"{name}.onnx").write_bytes(model.SerializeToString())
 
 
 @contextlib.contextmanager
@@ -269,7 +285,8 @@ def _named_failure(name, converter):
     except Exception as error:
         missing = sorted(set(re.findall(r"tf\.([A-Z]\w+)", str(error))))
         why = f"it has no {', '.join(missing)} of such types or shapes" if missing else first_line(error)
-        raise ValueError(f"{converter} can not convert `{name}` of this model: {why}. Another format may") from error
+        message = f"{converter} can not convert `{name}` of this model: {why}. Another format may, or `only` others"
+        raise ValueError(message) from error
 
 
 # === Inspection ===
@@ -343,16 +360,20 @@ def _call(kind, path, name, signature):
     specs = [signature[what] if isinstance(signature.get(what), dict) else {} for what in ("inputs", "outputs")]
     array = "tf.constant({}, {!r})" if kind == "tf_saved_model" else "np.array({}, {!r})"
     zeros = array.split(".")[0] + ".zeros({}, {!r})"
+    unknown = "tf.fill({}, -1)" if kind == "tf_saved_model" else "np.full({}, -1, 'int32')"
     given = {}
     for key, spec in specs[0].items():
         spec = spec if isinstance(spec, dict) else {}
         sizes = [1 if size is None else size for size in spec.get("shape") or ()]
         value = (
-            EXAMPLES.get(key, "0") if not sizes else str([0] * sizes[0]) if len(sizes) == 1 and sizes[0] < 9 else None
+            EXAMPLES.get(key, "0") if not sizes else str([0] * sizes[0]) if len(sizes) == 1 and sizes[0] < 5 else None
         )
-        given[key] = (
-            zeros.format(tuple(sizes), spec.get("dtype")) if value is None else array.format(value, spec.get("dtype"))
-        )
+        if value is not None:
+            given[key] = array.format(value, spec.get("dtype"))
+        elif spec.get("minimum") == -1:  # a code to be filled in
+            given[key] = unknown.format(tuple(sizes))
+        else:
+            given[key] = zeros.format(tuple(sizes), spec.get("dtype"))
     output = next(iter(specs[1]), "")
     if kind == "onnx":
         inputs = ", ".join(f"{key!r}: {value}" for key, value in given.items())

@@ -106,6 +106,14 @@ class TextTokenizer:
         return 257 if self.kind == "bytes" else len(self.vocabulary) + 2
 
     @property
+    def about_codes(self):
+        """What the codes are, for those who read them without this package."""
+        if self.kind == "bytes":
+            return "0 ends a text; code n is byte n - 1 of UTF-8"
+        tokens = "characters" if self.kind == "characters" else "byte pairs, in GPT-2's letters for bytes"
+        return f"0 ends a text; 1 is unknown; code n is entry n - 2 of the vocabulary, which is of {tokens}"
+
+    @property
     def code_shape(self):
         return (self.max_length,)
 

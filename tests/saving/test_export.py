@@ -12,6 +12,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 import keras_vqdit as kv  # noqa: E402
 from keras_vqdit.layers import nearest_code  # noqa: E402
+from tests.models.test_audio_tokenizer import tiny  # noqa: E402
 from tests.saving.test_presets import IMAGES, tokenizer  # noqa: E402
 
 LATENTS = np.random.default_rng(1).normal(size=(7, 2, 2, 4)).astype("float32")
@@ -310,6 +311,23 @@ def test_onnx(tmp_path, monkeypatch):
     lines = [line for line in kv.saving.inspect(tmp_path / "onnx") if line.startswith("  onnxruntime.")]
     names = {"onnxruntime": onnxruntime, "np": np}
     assert len(lines) == 4 and all(eval(line, names).size for line in lines)
+
+
+@pytest.mark.parametrize("format", ["litert", "onnx"])
+def test_what_a_converter_does_not_know_is_told_and_the_rest_can_be_written(format, tmp_path):
+    pytest.importorskip("tf2onnx")
+    model = tiny()  # its spectrograms are Fourier transforms
+    with pytest.raises(ValueError, match="can not convert `(en|de)code` of this model: it has no .*(Complex|RFFT)"):
+        kv.saving.export(model, tmp_path / "sound", format=format)
+    assert not (tmp_path / "sound").exists()
+    text = kv.TextTokenizer.train(["abab"], max_length=4)
+    several = kv.MultimodalDiffusion({"audio": model, "text": text}, 16, 2, num_layers=1, seed=0)
+    card = kv.saving.export(several, tmp_path / "network", format=format, only=["denoise"])
+    suffix = {"litert": "tflite", "onnx": "onnx"}[format]
+    assert {path.name for path in (tmp_path / "network").iterdir()} == {f"denoise.{suffix}", "model_card.json"}
+    assert card["signatures"]["denoise"]["text_codes"].startswith("0 ends a text; 1 is unknown; code n is entry n - 2")
+    with pytest.raises(ValueError, match="`only` must be of the endpoints encode_audio, .*Received: sample"):
+        kv.saving.export(several, tmp_path / "network", format=format, only=["sample"])
 
 
 @pytest.mark.parametrize("format", ["litert", "onnx"])
