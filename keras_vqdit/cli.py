@@ -158,6 +158,8 @@ def generate(arguments):
     from keras_vqdit import cli_multimodal, plotting, saving
     from keras_vqdit.models import LatentDiffusion, MultimodalDiffusion
 
+    if arguments.out is not None and arguments.out.suffix in (".gif", ".jpeg", ".jpg", ".pdf", ".svg", ".webp"):
+        check_out(arguments.out, ".png", ".npz")  # before the model is read, which may want a folder
     model = load_trained(arguments, (LatentDiffusion, MultimodalDiffusion))
     cli_multimodal.settle(arguments, model)
     if isinstance(model, MultimodalDiffusion):

@@ -61,6 +61,7 @@ def roles_of(model, codes):
 
 @pytest.fixture(scope="module")
 def trained():
+    keras.utils.set_random_seed(0)
     model = small()
     model.compile(keras.optimizers.Adam(1e-2), jit_compile=False)
     model.fit(alike(256)[1], epochs=30, batch_size=64, verbose=0)
@@ -427,12 +428,13 @@ def test_what_is_known_in_part_guides_the_rest(trained):
 
     np.testing.assert_array_equal(drawn(zeros, 0.0)[:, 1], drawn(threes, 0.0)[:, 1])
     assert np.all(drawn(zeros, 0.0)[:, 0] == 0) and len(np.unique(drawn(zeros, 0.0)[:, 1])) > 2
-    assert np.all(drawn(threes, 4.0)[:, 1] == 3)
+    right = [np.mean(drawn(threes, scale)[:, 1] == 3) for scale in (0.0, 1.0, 4.0)]
+    assert right[0] < 0.6 < right[1] and right[2] > 0.95
     again = trained.generate(
         {"image": threes}, ["image", "text"], fill={"image": upper}, together=True, guidance_scale=4.0, num_steps=2, seed=3,
         return_codes=True, verbose=0,
     )  # fmt: skip
-    assert np.all(again["image"] == 3) and np.all(again["text"] == 3)
+    assert np.mean(again["image"] == 3) > 0.95 and np.mean(again["text"] == 3) > 0.95
     texts = trained.generate(
         {"image": threes}, ["text"], guidance_scale=0.0, num_steps=2, seed=3, return_codes=True, verbose=0
     )
