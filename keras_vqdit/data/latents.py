@@ -154,10 +154,12 @@ def _encoder(name, tokenizer, method, dtype, info):
             raise ValueError(
                 f"`{name}` must be of shape {(None, *shape)} for its tokenizer. Received: {tuple(batch.shape)}"
             )
-        if batch.dtype.is_floating and not np.all(np.isfinite(batch.numpy())):
-            raise ValueError(f"`{name}` must be finite. Received: NaN or infinite values")
-        if method == "encode":
-            check_range(name, batch.numpy())
+        if batch.dtype.is_floating:
+            values = batch.numpy()
+            if not np.all(np.isfinite(values)):
+                raise ValueError(f"`{name}` must be finite. Received: NaN or infinite values")
+            if method == "encode":
+                check_range(name, values)
         encoded = ops.convert_to_numpy(encode(batch))
         if method == "encode" and encoded.dtype.kind not in "iu":
             raise TypeError(

@@ -125,11 +125,12 @@ class Coding:
                 raw = are_texts(value) or not hasattr(value, "shape")
                 value = self.tokenizers[name].encode(value) if raw else value
             value = _as_array(name, value)
-            if np.asarray(value).dtype.kind == "f":
-                if not np.all(np.isfinite(value)):
+            values = np.asarray(value)
+            if values.dtype.kind == "f":
+                if not np.all(np.isfinite(values)):
                     raise ValueError(f'"{name}" must be finite. Received: NaN or infinite values')
                 if isinstance(self.tokenizers[name], keras.layers.Layer):
-                    check_range(name, np.asarray(value))
+                    check_range(name, values)
             parts = [
                 ops.convert_to_numpy(self._encode(name, value[i : i + 256])) for i in range(0, len(value), 256)
             ] or [np.zeros((0, *self.code_shapes[name]), "int32")]

@@ -366,7 +366,7 @@ def _call(kind, path, name, signature):
         spec = spec if isinstance(spec, dict) else {}
         sizes = [1 if size is None else size for size in spec.get("shape") or ()]
         value = (
-            EXAMPLES.get(key, "0") if not sizes else str([0] * sizes[0]) if len(sizes) == 1 and sizes[0] < 5 else None
+            EXAMPLES.get(key, "0") if not sizes else str([0] * sizes[0]) if len(sizes) == 1 and sizes[0] < 9 else None
         )
         if value is not None:
             given[key] = array.format(value, spec.get("dtype"))
