@@ -86,12 +86,17 @@ def read_sound(path, length, sample_rate=None):
 # === What is drawn ===
 
 
+SUFFIXES = {"image": ".png", "audio": ".wav", "text": ".txt"}
+
+
 def files_of(kind, out, name, count):
-    """The files that so many examples of a modality are written to: one each, and a figure; or one of texts."""
+    """The files that so many examples of a modality are written to: one each, and a figure; one of texts; or `out` itself."""
+    if out.suffix == SUFFIXES[kind]:
+        return [out]
     if kind == "text":
         return [out / f"{name}.txt"]
     if kind == "image":
-        return [*(out / f"{name}-{i}.png" for i in range(count)), out / f"{name}.png"]
+        return [*(out / f"{name}-{i}.png" for i in range(count)), out / f"{name}s.png"]
     figure = "spectrograms.png" if name == "audio" else f"{name}-spectrograms.png"
     return [*(out / f"{name}-{i}.wav" for i in range(count)), out / figure]
 
@@ -101,22 +106,25 @@ def write_images(paths, images, tokenizer):
 
     from keras_vqdit import plotting
 
-    *paths, figure = paths
-    for path, image in zip(paths, images, strict=True):
+    figure = paths[len(images) :]
+    for path, image in zip(paths, images, strict=False):
         pixels = np.round(127.5 * (np.clip(image, -1, 1) + 1)).astype("uint8")
         with atomic_path(path) as temporary:
             matplotlib.image.imsave(temporary, np.broadcast_to(pixels, (*pixels.shape[:2], 3)), format="png")
-    plotting.image_grid(images, title="Drawn images", path=figure)
+    for path in figure:
+        plotting.image_grid(images, title="Drawn images", path=path)
 
 
 def write_sounds(paths, sounds, tokenizer):
     from keras_vqdit import data, plotting
 
     sample_rate = getattr(tokenizer, "sample_rate", 8000)
-    *paths, figure = paths
-    for path, sound in zip(paths, sounds, strict=True):
+    figure = paths[len(sounds) :]
+    for path, sound in zip(paths, sounds, strict=False):
         data.write_wav(path, sound, sample_rate)
-    plotting.spectrograms(sounds, sample_rate, labels=[path.name for path in paths], title="Drawn sounds", path=figure)
+    for path in figure:
+        labels = [path.name for path in paths[: len(sounds)]]
+        plotting.spectrograms(sounds, sample_rate, labels=labels, title="Drawn sounds", path=path)
 
 
 def write_texts(paths, texts, tokenizer):

@@ -7,14 +7,23 @@ from pathlib import Path
 import numpy as np
 
 from keras_vqdit.cli import check_out, load_trained, model_argument, positive, rate, scale
-from keras_vqdit.cli_files import WRITERS, files_of, kind_of, one_line, read, read_candidates, read_given
+from keras_vqdit.cli_files import SUFFIXES, WRITERS, files_of, kind_of, one_line, read, read_candidates, read_given
 from keras_vqdit.saving import check_writable
 
+CARD = "what the preset's card says, else"  # of the defaults of options
+SAMPLING = ("num_steps", "sampler", "guidance_scale", "temperature")
 REGIONS = ("top", "bottom", "left", "right")
-# Options of `generate`, and their defaults, by the class of the model.
+# Options of `generate`, and their defaults, by the class of the model. The card of a preset may have others: `"generate"`.
 OPTIONS = {
-    "LatentDiffusion": {"sampler": "dpmpp_2m", "guidance_scale": 1.5, "labels": None, "per_label": 5},
+    "LatentDiffusion": {
+        "num_steps": 20,
+        "sampler": "dpmpp_2m",
+        "guidance_scale": 1.5,
+        "labels": None,
+        "per_label": 5,
+    },
     "MultimodalDiffusion": {
+        "num_steps": 16,
         "sampler": "confidence",
         "guidance_scale": 1.0,
         "given": (),
@@ -102,11 +111,10 @@ def train(arguments):
 def generate(arguments, model):
     """The command `generate` of a model that `load_trained` has read."""
     out = Path("drawn") if arguments.out is None else arguments.out
-    if out.suffix in (".png", ".npz", ".wav", ".txt") or (out.exists() and not out.is_dir()):
-        raise ValueError(f"--out must be a folder, for several kinds of files. Received: {out}")
     given = read_given(model, arguments.given, arguments.num_samples)
     want = None if arguments.want is None else [name.strip() for name in arguments.want.split(",")]
     wanted = [name for name in model.modalities if name not in given] if want is None else want
+    check_drawn(out, [kind_of(model, name) for name in wanted if name in model.modalities], arguments.num_samples)
     files = {
         name: files_of(kind_of(model, name), out, name, arguments.num_samples)
         for name in wanted
@@ -124,11 +132,24 @@ def generate(arguments, model):
             print(f"wrote {path}")
 
 
+def check_drawn(out, kinds, count):
+    """Raise a ValueError where `out` is neither a folder nor the one file that is drawn."""
+    if out.suffix not in (*SUFFIXES.values(), ".npz"):
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out must be a folder. Received: {out}, a file")
+    elif [out.suffix] != [SUFFIXES[kind] for kind in kinds] or (count > 1 and kinds != ["text"]):
+        raise ValueError(
+            "--out must be a folder, or the file of the only thing that is drawn (--want with one name, --num-samples 1): "
+            f"of an image .png, of sound .wav, of texts .txt. Received: {out}, of {count} x {', '.join(kinds)}"
+        )
+
+
 def infill(arguments):
     from keras_vqdit import plotting, tasks
 
     check_out(arguments.out, ".png")
     model = load_multimodal(arguments, "image")
+    settle(arguments, model)
     given = read_given(model, arguments.given, arguments.num_samples, other_than="image")
     image = read(model, "image", arguments.image)
     mask = region_mask(arguments.region, image.shape[1:3])
@@ -149,6 +170,7 @@ def complete(arguments):
     from keras_vqdit import tasks
 
     model = load_multimodal(arguments, "text")
+    settle(arguments, model)
     given = read_given(model, arguments.given, arguments.num_samples, other_than="text")
     texts = tasks.complete_text(model, [arguments.text] * arguments.num_samples, given=given, **sampling(arguments))
     table(("times", "text"), [(str(count), one_line(text)) for text, count in Counter(texts).most_common()])
@@ -217,18 +239,25 @@ def table(head, rows):
 
 
 def settle(arguments, model):
-    """Fill in the defaults of `generate` that depend on the model, and complain about options of other models."""
+    """Fill in the defaults of `generate`, those of the preset's card before others; complain about options of other models."""
     from keras_vqdit.diffusion import SAMPLERS
     from keras_vqdit.diffusion.unmasking import SAMPLERS as UNMASKING
 
     own = "MultimodalDiffusion" if hasattr(model, "modalities") else "LatentDiffusion"
     for options in OPTIONS.values():
         for name in options:
-            if name not in OPTIONS[own] and getattr(arguments, name) is not None:
+            if name not in OPTIONS[own] and getattr(arguments, name, None) is not None:
                 known = ", ".join(f"--{one.replace('_', '-')}" for one in OPTIONS[own])
                 raise ValueError(f"A {own} takes {known}. Received: --{name.replace('_', '-')}")
-    for name, default in OPTIONS[own].items():
-        if getattr(arguments, name) is None:
+    chosen = getattr(model, "card", {}).get("generate")
+    defaults = {
+        **OPTIONS[own],
+        **{name: chosen[name] for name in SAMPLING if isinstance(chosen, dict) and name in chosen},
+    }
+    if own == "MultimodalDiffusion" and not arguments.given and "," not in (getattr(arguments, "want", None) or ","):
+        defaults["guidance_scale"] = 1.0  # one modality, of nothing: there is nothing to guide by
+    for name, default in defaults.items():
+        if getattr(arguments, name, None) is None:
             setattr(arguments, name, default)
     samplers = sorted(UNMASKING if own == "MultimodalDiffusion" else SAMPLERS)
     if arguments.sampler not in samplers:
@@ -237,8 +266,7 @@ def settle(arguments, model):
 
 def sampling(arguments):
     """The arguments of `MultimodalDiffusion.generate` that all commands have."""
-    names = ("num_steps", "sampler", "guidance_scale", "temperature", "seed", "verbose")
-    return {name: getattr(arguments, name) for name in names}
+    return {name: getattr(arguments, name) for name in (*SAMPLING, "seed", "verbose")}
 
 
 def add_commands(commands, add):
@@ -348,15 +376,12 @@ def given_argument(command, required=False):
 def draw_arguments(command):
     from keras_vqdit.diffusion.unmasking import SAMPLERS
 
-    defaults = OPTIONS["MultimodalDiffusion"]
-    command.add_argument("--num-samples", type=positive, default=defaults["num_samples"], help="how many to draw")
-    command.add_argument("--num-steps", type=positive, default=20, help="steps of the sampler")
-    command.add_argument("--sampler", choices=sorted(SAMPLERS), default=defaults["sampler"], help="which sampler")
+    command.add_argument("--num-samples", type=positive, help="how many to draw; default: 8")
+    command.add_argument("--num-steps", type=positive, help=f"steps of the sampler; default: {CARD} 16")
+    command.add_argument("--sampler", choices=sorted(SAMPLERS), help=f"which sampler; default: {CARD} confidence")
+    command.add_argument("--guidance-scale", type=scale, help=f"guidance by what is known; 1 is off; default: {CARD} 1")
     command.add_argument(
-        "--guidance-scale", type=scale, default=defaults["guidance_scale"], help="guidance by what is known; 1 is off"
-    )
-    command.add_argument(
-        "--temperature", type=scale, default=defaults["temperature"], help="of what is drawn; 0 takes the likeliest"
+        "--temperature", type=scale, help=f"of what is drawn; 0 takes the likeliest; default: {CARD} 1"
     )
 
 
@@ -365,20 +390,26 @@ def generate_arguments(command):
     from keras_vqdit.diffusion import SAMPLERS
     from keras_vqdit.diffusion.unmasking import SAMPLERS as UNMASKING
 
-    command.add_argument("--num-steps", type=positive, default=20, help="steps of the sampler")
+    command.add_argument(
+        "--num-steps",
+        type=positive,
+        help=f"steps of the sampler; default: {CARD} 20, of several modalities 16",
+    )
     command.add_argument(
         "--sampler",
         choices=sorted({*SAMPLERS, *UNMASKING}),
-        help=f"which sampler; default: dpmpp_2m, and of several modalities, which have {' and '.join(sorted(UNMASKING))}, "
+        help=f"which sampler; default: {CARD} dpmpp_2m, and of several modalities, which have {' and '.join(sorted(UNMASKING))}, "
         "confidence",
     )
     command.add_argument(
         "--guidance-scale",
         type=scale,
-        help="classifier-free guidance; 1 is off; default: 1.5, and of several modalities 1",
+        help=f"classifier-free guidance; 1 is off; default: {CARD} 1.5, and of several modalities 1",
     )
     several = command.add_argument_group("models of several modalities")
     given_argument(several)
     several.add_argument("--want", metavar="NAMES", help="what to draw, such as image,audio; default: all the others")
     several.add_argument("--num-samples", type=positive, help="how many to draw; default: 8")
-    several.add_argument("--temperature", type=scale, help="of what is drawn; 0 takes the likeliest; default: 1")
+    several.add_argument(
+        "--temperature", type=scale, help=f"of what is drawn; 0 takes the likeliest; default: {CARD} 1"
+    )

@@ -88,7 +88,7 @@ def run(out, *, dataset="mnist_5k", data_dir=None, download=False, image_size=No
     train, test = load(budget.batch_size)
     sizes = [data.describe(part).size for part in (train, test)]
     if name == "fast":
-        say("The fast budget shows that everything runs. Its models learn next to nothing: their pictures show noise.")
+        say("The fast budget shows that everything runs. Its models learn next to nothing: what they draw is grey.")
     say(f"1/4  The judge: a classifier of real images ({sizes[0]} to train, {sizes[1]} to test)")
     with timed(seconds, "judge"):
         judge, judge_accuracy = train_classifier(
@@ -117,7 +117,7 @@ def run(out, *, dataset="mnist_5k", data_dir=None, download=False, image_size=No
         )
     save_model(model, out / "diffusion.keras")
 
-    say(f"4/4  {budget.num_samples} new images, {budget.num_steps} steps of {budget.sampler}")
+    say(f"4/4  New images, {budget.num_steps} steps of {budget.sampler}; {budget.num_samples} of them are judged")
     drawing = {
         "num_steps": budget.num_steps,
         "sampler": budget.sampler,

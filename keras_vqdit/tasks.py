@@ -34,8 +34,8 @@ def _translation(name, source, target, summary):
     """The task that draws one modality, given one other."""
     (argument, described), (_, result) = DATA[source], DATA[target]
 
-    def task(model, given, **generate):
-        return model.generate({source: given}, want=[target], **generate)[target]
+    def task(model, given, *, through=(), **generate):
+        return model.generate({source: given}, want=_way(through, target), **generate)[target]
 
     task.__name__ = task.__qualname__ = name
     task.__doc__ = f"""{summary}
@@ -43,6 +43,8 @@ def _translation(name, source, target, summary):
     Args:
         model: a `MultimodalDiffusion` of (at least) `"{source}"` and `"{target}"`.
         given: {argument}, {described}; or their codes.
+        through: modality, or several, to draw on the way: each is drawn given what is known so far, and left out of the result.
+            Where a model tells what it is given in words better than otherwise, `"text"` helps. Defaults to none.
         **generate: further arguments of `MultimodalDiffusion.generate`, such as `num_steps`, `guidance_scale`, `temperature`,
             `seed` and `verbose`.
 
@@ -68,6 +70,11 @@ speech_to_image = _translation("speech_to_image", "audio", "image", "Draw an ima
 image_to_speech = _translation("image_to_speech", "image", "audio", "Say what each image shows.")
 text_to_speech = _translation("text_to_speech", "text", "audio", "Speak each text.")
 speech_to_text = _translation("speech_to_text", "audio", "text", "Write down what each recording says.")
+
+
+def _way(through, target):
+    """The modalities to draw, one after another, up to the one that is asked for."""
+    return [*([through] if isinstance(through, str) else through), target]
 
 
 # === From nothing, or from a part ===
@@ -96,7 +103,7 @@ def sample_jointly(model, num_samples=1, **generate):
     return model.generate(num_samples=num_samples, **generate)
 
 
-def infill_image(model, images, mask, *, given=None, **generate):
+def infill_image(model, images, mask, *, given=None, through=(), **generate):
     """Draw a part of each image anew, so that it goes with the rest.
 
     What stays is the codes of the rest: it looks as the tokenizer reconstructs it.
@@ -107,6 +114,8 @@ def infill_image(model, images, mask, *, given=None, **generate):
         mask: bool, `True` where to draw anew, `(H, W)` or `(B, H, W)`, or of the grid of the codes. A code is drawn where any
             pixel of it is.
         given: dict of further modalities that the images shall go with, as of `generate`. Defaults to `None`, none.
+        through: modality, or several, to draw first, given what is left of the images: with `"text"` the model says what they
+            show, and draws the rest of that. Defaults to none.
         **generate: further arguments of `MultimodalDiffusion.generate`.
 
     Returns:
@@ -123,7 +132,7 @@ def infill_image(model, images, mask, *, given=None, **generate):
     ```
     """
     given = {**(given or {}), "image": images}
-    return model.generate(given, want=["image"], fill={"image": mask}, **generate)["image"]
+    return model.generate(given, want=_way(through, "image"), fill={"image": mask}, **generate)["image"]
 
 
 def complete_text(model, texts, *, given=None, **generate):

@@ -76,7 +76,7 @@ def test_train(folder, capsys, monkeypatch):
     assert not list(folder.glob("model-checkpoints*"))
     given = ["--given", "text=the digit 1", "--want", "image", "--num-steps", "2", "--out", "of-the-trained"]
     assert cli.main(["generate", "--model", "model.keras", *given, "--verbose", "0"]) == 0
-    assert (folder / "of-the-trained/image.png").exists()
+    assert (folder / "of-the-trained/images.png").exists()
     further = ["train", "multimodal", "--start", "model.keras", "--epochs", "1", "--batch-size", "4", "--verbose", "0"]
     assert cli.main([*further, "--schedule", "linear", "--pair-rate", "0", "--out", "further.keras"]) == 0
     model = kv.saving.load_model("further.keras")
@@ -103,14 +103,44 @@ def test_generate_writes_what_is_wanted(run, folder):
     arguments = ["--given", "text=ab", "--want", "image,audio", "--num-samples", 2]
     status, printed = run("generate", *arguments, "--out", "drawn", "--guidance-scale", 2, "--temperature", 0.5)
     assert status == 0
-    names = {"image.png", "image-0.png", "image-1.png", "audio-0.wav", "audio-1.wav", "spectrograms.png"}
+    names = {"images.png", "image-0.png", "image-1.png", "audio-0.wav", "audio-1.wav", "spectrograms.png"}
     assert {path.name for path in (folder / "drawn").iterdir()} == names
     assert all(f"wrote drawn/{name}" in printed for name in names)
-    assert (folder / "drawn/image.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "drawn/images.png").read_bytes().startswith(b"\x89PNG")
     one = cli_files.read_image(folder / "drawn/image-1.png", (8, 8, 1))  # is taken as it was drawn
     assert one.shape == (1, 8, 8, 1) and matplotlib.image.imread(folder / "drawn/image-1.png").shape[:2] == (8, 8)
     audio, rate = kv.data.read_wav(folder / "drawn/audio-1.wav")
     assert len(audio) == LENGTH and rate == 8000
+
+
+def test_what_is_drawn_alone_may_have_a_file_of_its_own(run, folder):
+    for want, name in (("image", "one.png"), ("audio", "one.wav")):
+        assert run("generate", "--given", "text=ab", "--want", want, "--num-samples", 1, "--out", name)[0] == 0
+    assert matplotlib.image.imread(folder / "one.png").shape[:2] == (8, 8)
+    assert len(kv.data.read_wav(folder / "one.wav")[0]) == LENGTH
+    assert run("generate", "--given", "image=a.png", "--want", "text", "--num-samples", 3, "--out", "texts.txt")[0] == 0
+    assert len((folder / "texts.txt").read_text(encoding="utf-8").splitlines()) == 3
+
+
+def test_a_preset_is_drawn_from_as_its_card_says(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    model = kv.MultimodalDiffusion.from_preset("./preset")
+    model.save_to_preset("with-settings", {"generate": {"num_steps": 3, "guidance_scale": 2.5, "more": 1}})
+    asked = {}
+
+    def generate(self, given=None, want=None, **options):
+        asked.update(options)
+        raise ValueError("that is all")
+
+    monkeypatch.setattr(kv.MultimodalDiffusion, "generate", generate)
+    assert cli.main(["generate", "--want", "image", "--preset", "with-settings"]) == 2
+    assert (asked["num_steps"], asked["guidance_scale"]) == (3, 1.0)  # there is nothing to guide by
+    for command in (["generate", "--given", "text=ab"], ["infill", "--image", "a.png"], ["complete", "--text", "a"]):
+        for preset, steps, scale in (("./preset", 16, 1.0), ("with-settings", 3, 2.5)):
+            assert cli.main([*command, "--preset", preset]) == 2
+            assert (asked["num_steps"], asked["guidance_scale"], asked["temperature"]) == (steps, scale, 1.0)
+        assert cli.main([*command, "--preset", "with-settings", "--num-steps", "5"]) == 2
+        assert (asked["num_steps"], asked["guidance_scale"]) == (5, 2.5)
 
 
 def test_generate_takes_files_and_the_other_sampler(run, folder):
@@ -176,6 +206,12 @@ def test_export_and_inspect(run, folder):
         (["generate", "--given", "text=ab", "--want", ""], "`want` must list modalities among"),
         (["generate", "--given", "text=ab", "--want", "text,image", "--out", "a.png"], "--out must be a folder"),
         (["generate", "--out", "a.wav"], "--out must be a folder"),
+        (["generate", "--given", "text=ab", "--want", "image", "--out", "x.png"], "Received: x.png, of 8 x image"),
+        (
+            ["generate", "--given", "text=ab", "--want", "image", "--num-samples", "1", "--out", "x.wav"],
+            "x.wav, of 1 x",
+        ),
+        (["generate", "--given", "text=ab", "--want", "image", "--out", "x.npz"], "x.npz, of 8 x image"),
         (["generate", "--given", "text=\udcff"], "Texts must be Unicode"),
         (
             ["generate", "--given", "text=ab", "--guidance-scale", "1e39"],
@@ -234,5 +270,5 @@ def test_sizes_that_do_not_fit_are_told_before_the_data_are_read(folder, capsys,
 
 def test_options_of_the_other_class():
     arguments = cli.build_parser().parse_args(["generate", "--model", "x", "--given", "text=a"])
-    with pytest.raises(ValueError, match="A LatentDiffusion takes --sampler, .*Received: --given"):
+    with pytest.raises(ValueError, match="A LatentDiffusion takes --num-steps, --sampler, .*Received: --given"):
         cli_multimodal.settle(arguments, object())

@@ -40,6 +40,20 @@ def test_one_modality_from_another(model, name):
         task(model, given, **OPTIONS, eta=1.0)
 
 
+def test_another_modality_is_drawn_on_the_way(model):
+    x, mask = images(2), np.indices((8, 8))[0] >= 4
+    options = {**OPTIONS, "return_codes": True}
+    expected = model.generate({"image": x}, ["text", "audio"], **options)["audio"]
+    np.testing.assert_array_equal(tasks.image_to_speech(model, x, through="text", **options), expected)
+    np.testing.assert_array_equal(tasks.image_to_speech(model, x, through=["text"], **options), expected)
+    expected = model.generate({"image": x}, ["text", "audio", "image"], fill={"image": mask}, **options)["image"]
+    drawn = tasks.infill_image(model, x, mask, through=["text", "audio"], **options)
+    np.testing.assert_array_equal(drawn, expected)
+    for wrong in ("smell", "audio"):
+        with pytest.raises(ValueError, match="`want` must list modalities among"):
+            tasks.image_to_speech(model, x, through=wrong, **OPTIONS)
+
+
 def test_all_modalities_from_nothing(model):
     drawn = tasks.sample_jointly(model, 3, **OPTIONS)
     assert {name: len(one) for name, one in drawn.items()} == {"image": 3, "audio": 3, "text": 3}

@@ -274,6 +274,8 @@ def _make(config, path, expected, custom_objects):
         cause = error
         while cause.__cause__ or cause.__context__:
             cause = cause.__cause__ or cause.__context__
+        if type(cause) is ImportError:  # what a part of the model needs, and says
+            raise ImportError(f"{path} needs what is not installed: {first_line(cause)}") from error
         raise ValueError(f"{path} is not the configuration of a model: {first_line(cause)}") from error
     if not isinstance(model, expected or FromPreset) or not getattr(model, "built", False):
         raise ValueError(f"{path} must be that of a model of this package, built. Received: {type(model).__name__}")

@@ -1,6 +1,7 @@
 """Presets: what is saved comes back, and files of strangers harm nobody."""
 
 import hashlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -584,3 +585,10 @@ def test_killed_while_saving(tmp_path):
             process.wait()
         loaded = load_preset(path)
         assert len({float(value) for weight in loaded.weights for value in np.ravel(weight)}) == 1
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "tokenizers" else find(name))
+    with pytest.raises(ImportError, match=r'needs what is not installed: .* pip install "keras_vqdit\[text\]"'):
+        kv.saving.load_preset("multimodal_digits")
