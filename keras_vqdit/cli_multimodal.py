@@ -154,7 +154,8 @@ def infill(arguments):
     image = read(model, "image", arguments.image)
     mask = region_mask(arguments.region, image.shape[1:3])
     images = np.repeat(image, arguments.num_samples, axis=0)
-    drawn = tasks.infill_image(model, images, mask, given=given, **sampling(arguments))
+    through = [name.strip() for name in arguments.through.split(",") if name.strip()]
+    drawn = tasks.infill_image(model, images, mask, given=given, through=through, **sampling(arguments))
     shown = np.where(mask[..., None], np.float32(0), image)  # grey, where it is drawn anew
     plotting.image_grid(
         np.concatenate([image, shown, drawn]),
@@ -298,6 +299,9 @@ def add_commands(commands, add):
     infilling, completing = commands.choices["infill"], commands.choices["complete"]
     infilling.add_argument("--image", type=Path, required=True, help="an image file")
     infilling.add_argument("--region", choices=REGIONS, default="bottom", help="what to draw anew")
+    infilling.add_argument(
+        "--through", metavar="NAMES", default="", help="draw these first, such as text: what the image shows, in words"
+    )
     infilling.add_argument("--out", type=Path, default=Path("infilled.png"), help="where to write the figure")
     completing.add_argument("--text", required=True, help="how the texts begin")
 

@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from keras_vqdit import data
+from keras_vqdit import data, tasks
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.data.captions import captions_of, digit_of
 from keras_vqdit.diffusion import MaskedDiffusion
@@ -136,7 +136,8 @@ def measure_multimodal(model, test, image_judge, speech_judge, *, num_samples=50
     Returns:
         Dict of the shares of what is recognised as it should be: `text_to_image`, `image_to_text` and their like;
         `joint` (all three tell the same digit), `infilled` (the lower half of an image drawn anew), `classified` (images, by
-        `score` of ten captions); of the real data `image_judge` and `speech_judge`; and `seconds`.
+        `score` of ten captions); `image_to_speech_through_text` and `infilled_through_text`, where a caption is drawn first; of
+        the real data `image_judge` and `speech_judge`; and `seconds`.
     """
     options = {"seed": seed, "verbose": 0, **generate}
     begin = time.perf_counter()
@@ -165,8 +166,11 @@ def measure_multimodal(model, test, image_judge, speech_judge, *, num_samples=50
     found["joint"] = np.mean((digits[0] == digits[1]) & (digits[0] == digits[2]) & (digits[0] >= 0))
     height, width = real["image"].shape[1:3]
     lower = np.repeat((np.arange(height) >= height // 2)[:, None], width, axis=1)
-    filled = model.generate({"image": real["image"]}, ["image"], fill={"image": lower}, **options)["image"]
-    found["infilled"] = np.mean(told("image", filled) == label)
+    for name, through in (("infilled", ()), ("infilled_through_text", "text")):
+        filled = tasks.infill_image(model, real["image"], lower, through=through, **options)
+        found[name] = np.mean(told("image", filled) == label)
+    said = tasks.image_to_speech(model, real["image"], through="text", **options)
+    found["image_to_speech_through_text"] = np.mean(told("audio", said) == label)
     captions = [captions_of(digit)[0] for digit in range(10)]
     scores = model.score({"image": real["image"]}, {"text": captions}, num_samples=4, seed=seed)
     found["classified"] = np.mean(scores.argmax(axis=1) == label)

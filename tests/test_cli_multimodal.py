@@ -163,6 +163,8 @@ def test_files_become_what_the_tokenizers_take(folder):
 def test_infill(run, folder):
     assert run("infill", "--image", "a.png", "--region", "left", "--num-samples", 2, "--out", "infilled.png")[0] == 0
     assert (folder / "infilled.png").read_bytes().startswith(b"\x89PNG")
+    assert run("infill", "--image", "a.png", "--through", "text, audio", "--out", "through.png")[0] == 0
+    assert (folder / "through.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_complete(run):
@@ -200,6 +202,7 @@ def test_export_and_inspect(run, folder):
     [
         (["generate", "--given", "smell=ab"], "--given must be NAME=VALUE, with each NAME of audio, image, text"),
         (["generate", "--given", "ab"], "Received: 'ab'"),
+        (["infill", "--image", "a.png", "--through", "smell"], "`want` must list modalities among"),
         (["complete", "--text", "a", "--given", "text=ab"], "--given must be of other modalities than --text"),
         (["generate", "--given", "text=a", "--given", "text=b"], "at most once. Received: 'text=b'"),
         (["generate", "--given", "text=ab", "--want", "smell"], "`want` must list modalities among"),
