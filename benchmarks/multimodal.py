@@ -4,6 +4,8 @@ Prints the share of each task that the judges recognise as what was given, BLEU,
 retrieval, and nats a code of the test data. Draws a figure for each task, and writes WAV files of what was spoken.
 
 Run: python -m benchmarks multimodal --data-dir FOLDER [--preset multimodal_digits] [--out FOLDER]
+
+--judge-codes shows instead what the codes of images tell a convolutional classifier, all of them and those that infilling sees.
 """
 
 import argparse
@@ -11,7 +13,9 @@ import json
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
+from keras import layers
 
 from keras_vqdit import data, plotting, saving, tasks
 from keras_vqdit.data.captions import LANGUAGES, captions_of, digit_of
@@ -95,6 +99,29 @@ def measure_retrieval(model, test, rounds=10):
     return found
 
 
+def judge_codes(tokenizer, data_dir, rows=None, epochs=2, verbose=2):
+    """The share of MNIST's test images whose digit a convolutional classifier tells by their codes, or by those of some rows.
+
+    It learns of the same codes as the model and of nothing else, so it shows what can be told by them.
+    """
+    keras.utils.set_random_seed(0)
+    loaded = data.load("mnist", data_dir=data_dir, batch_size=128)
+    train, test = (
+        data.encode_codes(part, tokenizer).map(lambda batch: (batch["codes"][:, :rows], batch["label"]))
+        for part in loaded
+    )
+    inputs = keras.Input(train.element_spec[0].shape[1:], dtype="int32")
+    x = layers.Embedding(tokenizer.num_embeddings, 64)(inputs)
+    for filters in (96, 96, 128, 128):
+        x = layers.BatchNormalization()(layers.Conv2D(filters, 3, padding="same", activation="relu")(x))
+    classifier = keras.Model(inputs, layers.Dense(10)(layers.Dropout(0.3)(layers.Flatten()(x))))
+    rates = keras.optimizers.schedules.CosineDecay(3e-3, epochs * len(train))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    classifier.compile(keras.optimizers.AdamW(rates), loss, metrics=["accuracy"], jit_compile=False)
+    classifier.fit(train, epochs=epochs, shuffle=False, verbose=verbose)  # the data set shuffles by itself
+    return classifier.evaluate(test, verbose=0, return_dict=True)["accuracy"]
+
+
 def draw_figures(model, test, out, options):
     """A figure a task, and WAV files."""
     images, sounds = examples_of_digits(test, "image"), examples_of_digits(test, "audio")
@@ -157,6 +184,11 @@ def main(argv=None):
     parser.add_argument("--guidance-scale", type=float, default=1.5, help="1 is off (default: %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.9, help="of what is drawn (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--judge-codes",
+        action="store_true",
+        help="only show what a classifier can tell by the codes of images, and of 3 rows",
+    )
     parser.add_argument("--verbose", type=int, default=2, help="of the judges' training (default: %(default)s)")
     options = parser.parse_args(argv)
 
@@ -167,6 +199,11 @@ def main(argv=None):
         saving.load_model(options.model, expected) if options.model else saving.load_preset(options.preset, expected)
     )
     model.compile()  # for `evaluate`
+    if options.judge_codes:
+        for rows in (None, 3):
+            share = judge_codes(model.tokenizers["image"], options.data_dir, rows, verbose=options.verbose)
+            print(f"told by {'all codes' if rows is None else f'the codes of {rows} rows'}: {share:.4f}", flush=True)
+        return
     judges = make_judges(options.out, options.data_dir, options.verbose)
     text = model.tokenizers["text"]
     _, test = data.load(
