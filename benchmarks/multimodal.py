@@ -192,8 +192,6 @@ def main(argv=None):
     parser.add_argument("--verbose", type=int, default=2, help="of the judges' training (default: %(default)s)")
     options = parser.parse_args(argv)
 
-    caption_scores(["a seven"], [["a seven"]])  # raises now, not after minutes, where its libraries are not installed
-    options.out.mkdir(parents=True, exist_ok=True)
     expected = MultimodalDiffusion
     model = (
         saving.load_model(options.model, expected) if options.model else saving.load_preset(options.preset, expected)
@@ -204,6 +202,8 @@ def main(argv=None):
             share = judge_codes(model.tokenizers["image"], options.data_dir, rows, verbose=options.verbose)
             print(f"told by {'all codes' if rows is None else f'the codes of {rows} rows'}: {share:.4f}", flush=True)
         return
+    caption_scores(["a seven"], [["a seven"]])  # raises now, not after minutes, where its libraries are not installed
+    options.out.mkdir(parents=True, exist_ok=True)
     judges = make_judges(options.out, options.data_dir, options.verbose)
     text = model.tokenizers["text"]
     _, test = data.load(

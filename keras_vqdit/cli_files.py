@@ -106,8 +106,8 @@ def write_images(paths, images, tokenizer):
 
     from keras_vqdit import plotting
 
-    figure = paths[len(images) :]
-    for path, image in zip(paths, images, strict=False):
+    paths, figure = paths[: len(images)], paths[len(images) :]
+    for path, image in zip(paths, images, strict=True):
         pixels = np.round(127.5 * (np.clip(image, -1, 1) + 1)).astype("uint8")
         with atomic_path(path) as temporary:
             matplotlib.image.imsave(temporary, np.broadcast_to(pixels, (*pixels.shape[:2], 3)), format="png")
@@ -119,12 +119,11 @@ def write_sounds(paths, sounds, tokenizer):
     from keras_vqdit import data, plotting
 
     sample_rate = getattr(tokenizer, "sample_rate", 8000)
-    figure = paths[len(sounds) :]
-    for path, sound in zip(paths, sounds, strict=False):
+    paths, figure = paths[: len(sounds)], paths[len(sounds) :]
+    for path, sound in zip(paths, sounds, strict=True):
         data.write_wav(path, sound, sample_rate)
     for path in figure:
-        labels = [path.name for path in paths[: len(sounds)]]
-        plotting.spectrograms(sounds, sample_rate, labels=labels, title="Drawn sounds", path=path)
+        plotting.spectrograms(sounds, sample_rate, labels=[p.name for p in paths], title="Drawn sounds", path=path)
 
 
 def write_texts(paths, texts, tokenizer):

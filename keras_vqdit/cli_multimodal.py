@@ -112,7 +112,7 @@ def generate(arguments, model):
     """The command `generate` of a model that `load_trained` has read."""
     out = Path("drawn") if arguments.out is None else arguments.out
     given = read_given(model, arguments.given, arguments.num_samples)
-    want = None if arguments.want is None else [name.strip() for name in arguments.want.split(",")]
+    want = arguments.want
     wanted = [name for name in model.modalities if name not in given] if want is None else want
     check_drawn(out, [kind_of(model, name) for name in wanted if name in model.modalities], arguments.num_samples)
     files = {
@@ -134,7 +134,7 @@ def generate(arguments, model):
 
 def check_drawn(out, kinds, count):
     """Raise a ValueError where `out` is neither a folder nor the one file that is drawn."""
-    if out.suffix not in (*SUFFIXES.values(), ".npz"):
+    if out.suffix not in (*SUFFIXES.values(), ".npz"):  # what other models write is no name of a folder either
         if out.exists() and not out.is_dir():
             raise ValueError(f"--out must be a folder. Received: {out}, a file")
     elif [out.suffix] != [SUFFIXES[kind] for kind in kinds] or (count > 1 and kinds != ["text"]):
@@ -154,8 +154,7 @@ def infill(arguments):
     image = read(model, "image", arguments.image)
     mask = region_mask(arguments.region, image.shape[1:3])
     images = np.repeat(image, arguments.num_samples, axis=0)
-    through = [name.strip() for name in arguments.through.split(",") if name.strip()]
-    drawn = tasks.infill_image(model, images, mask, given=given, through=through, **sampling(arguments))
+    drawn = tasks.infill_image(model, images, mask, given=given, through=arguments.through, **sampling(arguments))
     shown = np.where(mask[..., None], np.float32(0), image)  # grey, where it is drawn anew
     plotting.image_grid(
         np.concatenate([image, shown, drawn]),
@@ -251,11 +250,9 @@ def settle(arguments, model):
                 known = ", ".join(f"--{one.replace('_', '-')}" for one in OPTIONS[own])
                 raise ValueError(f"A {own} takes {known}. Received: --{name.replace('_', '-')}")
     chosen = getattr(model, "card", {}).get("generate")
-    defaults = {
-        **OPTIONS[own],
-        **{name: chosen[name] for name in SAMPLING if isinstance(chosen, dict) and name in chosen},
-    }
-    if own == "MultimodalDiffusion" and not arguments.given and "," not in (getattr(arguments, "want", None) or ","):
+    chosen = chosen if isinstance(chosen, dict) else {}
+    defaults = {**OPTIONS[own], **{name: value for name, value in chosen.items() if name in SAMPLING}}
+    if own == "MultimodalDiffusion" and not arguments.given and len(getattr(arguments, "want", None) or ()) == 1:
         defaults["guidance_scale"] = 1.0  # one modality, of nothing: there is nothing to guide by
     for name, default in defaults.items():
         if getattr(arguments, name, None) is None:
@@ -300,7 +297,11 @@ def add_commands(commands, add):
     infilling.add_argument("--image", type=Path, required=True, help="an image file")
     infilling.add_argument("--region", choices=REGIONS, default="bottom", help="what to draw anew")
     infilling.add_argument(
-        "--through", metavar="NAMES", default="", help="draw these first, such as text: what the image shows, in words"
+        "--through",
+        type=names,
+        metavar="NAMES",
+        default=(),
+        help="draw these first, such as text: what the image shows, in words",
     )
     infilling.add_argument("--out", type=Path, default=Path("infilled.png"), help="where to write the figure")
     completing.add_argument("--text", required=True, help="how the texts begin")
@@ -367,6 +368,11 @@ def train_arguments(command):
         command.add_argument(flag, type=positive, help=f"{text}; default: {SIZES[name]}, or that of --start")
 
 
+def names(text):
+    """Names of modalities, with commas between them."""
+    return [name.strip() for name in text.split(",")]
+
+
 def given_argument(command, required=False):
     command.add_argument(
         "--given",
@@ -412,7 +418,9 @@ def generate_arguments(command):
     )
     several = command.add_argument_group("models of several modalities")
     given_argument(several)
-    several.add_argument("--want", metavar="NAMES", help="what to draw, such as image,audio; default: all the others")
+    several.add_argument(
+        "--want", type=names, metavar="NAMES", help="what to draw, such as image,audio; default: all the others"
+    )
     several.add_argument("--num-samples", type=positive, help="how many to draw; default: 8")
     several.add_argument(
         "--temperature", type=scale, help=f"of what is drawn; 0 takes the likeliest; default: {CARD} 1"

@@ -88,7 +88,9 @@ def run(out, *, dataset="mnist_5k", data_dir=None, download=False, image_size=No
     train, test = load(budget.batch_size)
     sizes = [data.describe(part).size for part in (train, test)]
     if name == "fast":
-        say("The fast budget shows that everything runs. Its models learn next to nothing: what they draw is grey.")
+        say(
+            "The fast budget shows that everything runs. Its models learn next to nothing: what they draw shows nothing yet."
+        )
     say(f"1/4  The judge: a classifier of real images ({sizes[0]} to train, {sizes[1]} to test)")
     with timed(seconds, "judge"):
         judge, judge_accuracy = train_classifier(

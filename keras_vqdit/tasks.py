@@ -44,7 +44,7 @@ def _translation(name, source, target, summary):
         model: a `MultimodalDiffusion` of (at least) `"{source}"` and `"{target}"`.
         given: {argument}, {described}; or their codes.
         through: modality, or several, to draw on the way: each is drawn given what is known so far, and left out of the result.
-            Where a model tells what it is given in words better than otherwise, `"text"` helps. Defaults to none.
+            Between images and speech, `"text"` may help. Defaults to none.
         **generate: further arguments of `MultimodalDiffusion.generate`, such as `num_steps`, `guidance_scale`, `temperature`,
             `seed` and `verbose`.
 

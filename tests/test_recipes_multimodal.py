@@ -89,8 +89,11 @@ def test_what_the_judges_see_is_what_was_drawn(trained, monkeypatch):
     model, dataset = trained
     label = np.array(next(iter(dataset.in_order()))["label"])
 
+    asked = []
+
     def answer(shift):
         def generate(given=None, want=None, *, num_samples=None, **_):
+            asked.append((sorted(given or ()), list(want)))
             digits = (label[:10] + shift) % 10 if given else np.zeros(num_samples, int)
             data = {
                 "text": [captions_of(digit)[1] for digit in digits],
@@ -106,3 +109,5 @@ def test_what_the_judges_see_is_what_was_drawn(trained, monkeypatch):
         found = measure_multimodal(model, dataset, Judge(), Judge(), num_samples=10)
         assert all(found[name] == expected for name in found if "_to_" in name or "infilled" in name)
         assert found["joint"] == 1.0
+    for want in (["text", "audio"], ["text", "image"], ["audio"], ["image"]):  # through a caption, and not
+        assert asked.count((["image"], want)) == 2

@@ -86,7 +86,8 @@ class FromPreset:
 
         Args:
             path: the folder. It is made; what is there is replaced if it is a preset.
-            card: dict of what users should know: data, metrics, command, time, licence. It must fit JSON. Defaults to `None`,
+            card: dict of what users should know: data, metrics, command, time, licence. It must fit JSON.
+                `"generate"`, a dict of settings of `generate`, is what the commands draw by. Defaults to `None`,
                 the card of the preset that the model comes from.
             custom_objects: dict of names and classes of your own that are not registered; `from_preset` needs it as well.
 
