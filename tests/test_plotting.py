@@ -10,12 +10,14 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from keras_vqdit import plotting
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.uniform(-1.0, 1.0, (12, 8, 8, 1)).astype("float32")
 SOUNDS = (0.5 * np.sin(2 * np.pi * 1000.0 * np.arange(1024) / 8000.0) * np.ones((3, 1))).astype("float32")
+SCORES = RNG.dirichlet(np.ones(12), (2, 3, 12))  # of 2 layers and 3 heads, 12 positions
 LOGS = {"loss": [3.0, 2.0, 1.0], "val_loss": [3.1, 2.2, 1.3], "psnr": [10.0, 12.0, 15.0]}
 
 FIGURES = {
@@ -25,6 +27,17 @@ FIGURES = {
     "code_maps": lambda path: plotting.code_maps(np.arange(18).reshape(2, 3, 3), images=IMAGES[:2], path=path),
     "image_grid": lambda path: plotting.image_grid(IMAGES, row_labels=range(3), path=path),
     "spectrograms": lambda path: plotting.spectrograms({"original": SOUNDS, "restored": 0.5 * SOUNDS}, 8000, path=path),
+    "lines": lambda path: plotting.lines({"a": [1.0, 2.0]}, xlabel="step", ylabel="loss", title="Lines", path=path),
+    "bars": lambda path: plotting.bars({"a": 1.0, "b": 2.0}, xlabel="latency (ms)", title="Bars", path=path),
+    "heatmap": lambda path: plotting.heatmap(
+        [[1.0, 2.0]], row_labels=["a"], column_labels=[1, 2], title="Table", path=path
+    ),
+    "attention_maps": lambda path: plotting.attention_maps(
+        SCORES, (3, 4), query=5, image=IMAGES[0], title="Attention", path=path
+    ),
+    "codebook_projection": lambda path: plotting.codebook_projection(
+        RNG.normal(size=(4, 3)), counts=[3, 0, 5, 9], vectors=RNG.normal(size=(20, 3)), path=path
+    ),
     "trajectory": lambda path: plotting.trajectory([IMAGES[:2]] * 3, [1.0, 0.5, 0.0], path=path),
 }
 
@@ -256,7 +269,7 @@ def test_a_failed_figure_leaves_the_old_file_whole(tmp_path, monkeypatch):
         Path(target).write_bytes(b"half")
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(plotting.Figure, "savefig", fail_halfway)
+    monkeypatch.setattr(Figure, "savefig", fail_halfway)
     with pytest.raises(OSError, match="No space"):
         plotting.image_grid(IMAGES, path=path)
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["grid.png"]
@@ -307,3 +320,120 @@ def test_a_row_of_spectrograms_that_is_not_full():
 def test_errors_of_spectrograms(audio, options, message):
     with pytest.raises(ValueError, match=message):
         plotting.spectrograms(audio, 8000, **options)
+
+
+# === Charts ===
+
+
+def test_lines_are_told_apart_without_colours():
+    figure = plotting.lines(
+        {"a": [1.0, 2.0], "b": ([1, 10], [3.0, 4.0])},
+        xlabel="step",
+        ylabel="loss (nats)",
+        log_x=True,
+        marks={"kill": 2},
+    )
+    axis = figure.axes[0]
+    first, second, mark = axis.get_lines()
+    np.testing.assert_array_equal(first.get_xydata(), [[1, 1], [2, 2]])
+    np.testing.assert_array_equal(second.get_xydata(), [[1, 3], [10, 4]])
+    assert first.get_linestyle() != second.get_linestyle() and first.get_marker() != second.get_marker()
+    assert mark.get_xdata()[0] == 2 and axis.get_xscale() == "log" and axis.get_ylabel() == "loss (nats)"
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b", "kill"]
+
+
+def test_panels_of_lines():
+    panels = {name: {"line": [1.0, 2.0]} for name in ("first", "second")}
+    figure = plotting.lines(panels, xlabel="t", ylabel=["m", "s"], title="Both")
+    assert [axis.get_title() for axis in figure.axes] == ["first", "second"]
+    assert [axis.get_ylabel() for axis in figure.axes] == ["m", "s"]
+
+
+def test_bars_are_as_long_as_their_values():
+    groups = {"one": {"Keras": 3.0, "ONNX": 1.0}, "many": {"ONNX": 20.0}}
+    for log in (False, True):
+        axis = plotting.bars(groups, xlabel="latency (ms)", log=log).axes[0]
+        assert [bar.get_x() + bar.get_width() for bar in axis.patches] == pytest.approx([3.0, 1.0, 20.0])
+        assert [label.get_text() for label in axis.get_yticklabels()] == ["one", "many"]
+        first, second, third = axis.patches
+        assert second.get_hatch() == third.get_hatch() != first.get_hatch()
+        assert {"3", "1", "20"} <= set(texts(axis.figure))
+
+
+def test_a_heatmap_tells_its_numbers():
+    figure = plotting.heatmap([[1.0, np.nan], [2.0, 3.0]], row_labels="ab", column_labels="cd", unit="dB")
+    assert {"1", "2", "3", "a", "d", "dB"} <= set(texts(figure)) and "nan" not in texts(figure)
+
+
+@pytest.mark.parametrize(
+    "draw, message",
+    [
+        (lambda: plotting.lines({}, xlabel="", ylabel=""), "`series` must be a dict of lines"),
+        (lambda: plotting.lines({"a": ([1, 2], [1.0])}, xlabel="", ylabel=""), "The line 'a' must be values"),
+        (lambda: plotting.bars({"a": 0.0}, xlabel="", log=True), "positive where log=True"),
+        (lambda: plotting.bars({}, xlabel=""), "`values` must be a dict of numbers"),
+        (lambda: plotting.heatmap([1.0], row_labels="a", column_labels="b"), r"must be numbers \(rows, columns\)"),
+        (lambda: plotting.heatmap([[1.0]], row_labels="ab", column_labels="b"), "`row_labels` must have 1 entries"),
+        (lambda: plotting.attention_maps(SCORES, (3, 3)), "with S = 3 x 3 of the grid"),
+        (lambda: plotting.attention_maps(SCORES, (3, 4), query=12), "`query` must be from 0 to 11"),
+        (lambda: plotting.codebook_projection(np.ones((4, 1))), "D at least 2"),
+        (lambda: plotting.codebook_projection(np.eye(4), vectors=np.ones((4, 3))), "as long as the codes, 4"),
+        (lambda: plotting.image_grid({"a": IMAGES, "b": IMAGES[:2]}), "must be of one shape"),
+        (lambda: plotting.animation([IMAGES] * 2, [1.0]), "`times` must be one time a step"),
+        (lambda: plotting.animation([IMAGES], path="a.png"), "`path` must end in one of .gif"),
+    ],
+)
+def test_errors_of_charts_and_maps(draw, message):
+    with pytest.raises(ValueError, match=message):
+        draw()
+
+
+# === Attention, codebooks, animations ===
+
+
+def test_attention_maps_show_where_the_query_looks():
+    maps = drawn(plotting.attention_maps(SCORES, (3, 4), query=5))
+    np.testing.assert_allclose([m for m in maps if m.shape == (3, 4)], SCORES[:, :, 5].reshape(6, 3, 4))
+    maps = drawn(plotting.attention_maps(SCORES, (3, 4)))
+    np.testing.assert_allclose([m for m in maps if m.shape == (3, 4)], SCORES.mean(axis=2).reshape(6, 3, 4))
+
+
+def test_a_projection_keeps_the_distances_in_the_plane():
+    """Codes that lie in a plane of a space of five dimensions are as far apart in the figure as they are."""
+    plane = RNG.normal(size=(6, 2))
+    basis = np.linalg.qr(RNG.normal(size=(5, 5)))[0][:2]
+    axis = plotting.codebook_projection(plane @ basis, title="Codes").axes[0]
+    points = np.asarray(axis.collections[0].get_offsets())
+
+    def distances(x):
+        return np.linalg.norm(x[:, None] - x[None], axis=-1)
+
+    np.testing.assert_allclose(distances(points), distances(plane), atol=1e-9)
+    assert axis.get_title() == "Codes: a plane with 100 % of the variance"
+
+
+def test_an_animation_has_a_frame_a_step_and_ends_with_the_result(tmp_path):
+    steps = np.stack([np.full((2, 8, 8, 1), value, "float32") for value in (-1.0, 0.0, 1.0)])
+    made = plotting.animation(steps, [1.0, 0.5, 0.0], columns=2, path=tmp_path / "steps.gif")
+    with Image.open(tmp_path / "steps.gif") as gif:
+        assert gif.n_frames == made.frames == 3
+        values, durations = [], []
+        for i in range(3):
+            gif.seek(i)
+            frame = np.asarray(gif.convert("L"))
+            values.append(frame[frame.shape[0] // 2, frame.shape[1] // 4])
+            durations.append(gif.info["duration"])
+    np.testing.assert_allclose(values, [0, 127, 255], atol=6)
+    assert durations[-1] == 2000 > durations[0]
+    assert made._repr_html_().startswith("<img") and made.data == (tmp_path / "steps.gif").read_bytes()
+
+
+def test_rows_of_images_by_name():
+    figure = plotting.image_grid({"real": IMAGES[:4], "drawn": IMAGES[4:8]})
+    np.testing.assert_allclose(drawn(figure)[0], drawn(plotting.image_grid(IMAGES[:8], columns=4))[0])
+    assert {"real", "drawn"} <= set(texts(figure))
+
+
+def test_a_notebook_shows_a_figure_of_its_own_accord():
+    png, size = plotting.image_grid(IMAGES)._repr_png_()
+    assert png[:4] == b"\x89PNG" and 100 < size["width"] < 1000

@@ -34,10 +34,11 @@ class TransformerBlock(layers.Layer):
         context_mask: bool `(B, S)`, `True` where the context may be seen. Where none of it may, the block does
             without.
         mask: bool mask of the self-attention, as in `MultiHeadAttention`. One of padding, `(B, T)`, goes on to the next layer.
+        return_attention_scores: also return the weights of the self-attention. Defaults to `False`.
         training: whether to drop.
 
     Returns:
-        `(B, T, d_model)`.
+        `(B, T, d_model)`. With `return_attention_scores` a tuple of it and the weights `(B, num_heads, T, T)`, float32.
 
     Raises:
         ValueError: if an argument has an impossible value, or a condition or context is missing or of no use.
@@ -132,7 +133,17 @@ class TransformerBlock(layers.Layer):
 
     # === Computation ===
 
-    def call(self, x, condition=None, context=None, context_mask=None, mask=None, x_mask=None, training=None):
+    def call(
+        self,
+        x,
+        condition=None,
+        context=None,
+        context_mask=None,
+        mask=None,
+        x_mask=None,
+        return_attention_scores=False,
+        training=None,
+    ):
         mask = x_mask if mask is None else mask  # Keras hands the mask of one of several inputs over by this name
         self._check_given(condition, context)
         if condition is not None and not fits(condition.shape, (x.shape[0], None)):
@@ -147,7 +158,14 @@ class TransformerBlock(layers.Layer):
         else:
             shift1 = scale1 = gate1 = shift2 = scale2 = gate2 = None
 
-        hidden = self.mha(modulate(self.norm1(x), shift1, scale1), mask=mask, training=training)
+        hidden = self.mha(
+            modulate(self.norm1(x), shift1, scale1),
+            mask=mask,
+            return_attention_scores=return_attention_scores,
+            training=training,
+        )
+        if return_attention_scores:
+            hidden, scores = hidden
         hidden = self.dropout1(hidden, training=training)
         x = x + (hidden if gate1 is None else gate1 * hidden)
 
@@ -156,15 +174,28 @@ class TransformerBlock(layers.Layer):
 
         hidden = self.ffn2(self.activation(self.ffn1(modulate(self.norm2(x), shift2, scale2))))
         hidden = self.dropout2(hidden, training=training)
-        return x + (hidden if gate2 is None else gate2 * hidden)
+        x = x + (hidden if gate2 is None else gate2 * hidden)
+        return (x, scores) if return_attention_scores else x
 
     def compute_output_shape(self, x_shape, condition_shape=None, context_shape=None):
         return x_shape
 
     def compute_output_spec(
-        self, x, condition=None, context=None, context_mask=None, mask=None, x_mask=None, training=None
+        self,
+        x,
+        condition=None,
+        context=None,
+        context_mask=None,
+        mask=None,
+        x_mask=None,
+        return_attention_scores=False,
+        training=None,
     ):
-        return keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        output = keras.KerasTensor(x.shape, dtype=self.compute_dtype)
+        if not return_attention_scores:
+            return output
+        scores = (x.shape[0], self.mha.num_heads, x.shape[1], x.shape[1])
+        return output, keras.KerasTensor(scores, dtype="float32")
 
     def compute_mask(self, x, previous_mask=None):
         """The mask of padding `(B, T)` goes on to the next layer; a mask of the attention is no mask of the output."""

@@ -94,6 +94,24 @@ class CodeTransformer(keras.Model):
         self.built = True
 
     def call(self, codes, training=None):
+        return self._forward(codes, training)
+
+    def attention_scores(self, codes):
+        """Where each position of each block looks.
+
+        Args:
+            codes: as in the call: a dict, masks and all.
+
+        Returns:
+            float32 tensor `(num_layers, B, num_heads, N, N)` of the N positions of all modalities, in the order of `modalities`;
+            it sums to 1 over the last axis.
+        """
+        scores = []
+        self._forward(codes, False, scores)
+        return ops.stack(scores)
+
+    def _forward(self, codes, training, scores=None):
+        """The logits; the weights of each block's attention are added to the list `scores`, where there is one."""
         self._check(codes)
         parts, lengths = [], []
         for (name, one), grid, embedding in zip(self.modalities.items(), self.grids, self.embeddings, strict=True):
@@ -103,7 +121,11 @@ class CodeTransformer(keras.Model):
             lengths.append(math.prod(grid))
         x = ops.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
         for block in self.blocks:
-            x = block(x, training=training)
+            if scores is None:
+                x = block(x, training=training)
+            else:
+                x, weights = block(x, return_attention_scores=True, training=training)
+                scores.append(weights)
         x = self.final_norm(x)
 
         logits, begin = {}, 0

@@ -194,6 +194,32 @@ class DiffusionTransformer(DistributedModel):
     # === Computation ===
 
     def call(self, inputs, training=None):
+        return self._forward(inputs, training)
+
+    def attention_scores(self, inputs):
+        """Where each position of each block's self-attention looks.
+
+        Args:
+            inputs: as in the call.
+
+        Returns:
+            float32 tensor `(num_layers, B, num_heads, N, N)` of N positions, which sums to 1 over the last axis: what
+            `plotting.attention_maps` draws of one example, `scores[:, 0]`.
+
+        Example:
+        >>> import numpy as np
+        >>> model = DiffusionTransformer(32, 2, 64, num_layers=3)
+        >>> tuple(model.attention_scores(np.zeros((1, 7, 7, 4), "float32")).shape)
+        (3, 1, 2, 49, 49)
+        """
+        if not self.built:
+            self.build(keras.tree.map_structure(lambda value: value.shape, inputs))
+        scores = []
+        self._forward(inputs, False, scores)
+        return ops.stack(scores)
+
+    def _forward(self, inputs, training, scores=None):
+        """The output; the weights of each block's attention are added to the list `scores`, where there is one."""
         x, t, label, context, context_mask = self._check_inputs(inputs)
         grid, _ = patch_grid(x.shape, self.patch_size)
 
@@ -203,8 +229,13 @@ class DiffusionTransformer(DistributedModel):
         if self.label_embedding is not None:
             condition = condition + self.label_embedding(label)
 
+        options = {"context": context, "context_mask": context_mask, "training": training}
         for block in self.blocks:
-            x = block(x, condition, context=context, context_mask=context_mask, training=training)
+            if scores is None:
+                x = block(x, condition, **options)
+            else:
+                x, weights = block(x, condition, return_attention_scores=True, **options)
+                scores.append(weights)
 
         shift, scale = ops.split(self.final_modulation(ops.silu(condition))[:, None], 2, axis=-1)
         x = self.final_dense(modulate(self.final_norm(x), shift, scale))

@@ -14,7 +14,7 @@ from keras import ops
 from keras_vqdit.layers.embeddings import sincos_position_embedding
 from keras_vqdit.models.diffusion_transformer import DiffusionTransformer
 from tests.contract import run_contract
-from tests.layers.reference_transformer import block, dense, layer_norm, normal, randomize, weights_of
+from tests.layers.reference_transformer import attention, block, dense, layer_norm, normal, randomize, weights_of
 
 ROOT = Path(__file__).parents[2]
 X = normal(4, 8, 6, 3)
@@ -55,8 +55,12 @@ def test_whole_model_is_the_formula():
     hidden = dense(np.concatenate([np.cos(angle), np.sin(angle)], axis=1), w, "time_embedding/dense1")
     condition = dense(hidden / (1 + np.exp(-hidden)), w, "time_embedding/dense2")
     condition = condition + w["label_embedding/table"][INPUTS["label"]]
+    scores = []
     for i in range(2):
         mine = {k.removeprefix(f"block_{i}/"): v for k, v in w.items() if k.startswith(f"block_{i}/")}
+        six = dense(condition / (1 + np.exp(-condition)), mine, "modulation")[:, None]
+        hidden = layer_norm(x) * (1 + six[..., 24:48]) + six[..., :24]
+        scores.append(attention(mine, 3, hidden, prefix="mha/")[1])
         x = block(mine, 3, x, condition, INPUTS["context"].astype("float64"), INPUTS["context_mask"])
     modulation = dense(condition / (1 + np.exp(-condition)), w, "final_modulation")[:, None]
     shift, scale = np.split(modulation, 2, axis=-1)
@@ -64,6 +68,7 @@ def test_whole_model_is_the_formula():
     expected = tokens.reshape(4, 2, 3, 4, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(X.shape)
     # float32 leaves 6e-5 of the angle, which goes up to 1000.
     np.testing.assert_allclose(numpy(model(INPUTS)), expected, atol=2e-3 * np.abs(expected).max())
+    np.testing.assert_allclose(numpy(model.attention_scores(INPUTS)), scores, atol=2e-3)
 
 
 @pytest.mark.parametrize(

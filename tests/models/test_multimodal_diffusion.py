@@ -613,6 +613,24 @@ def test_contract(tmp_path):
     )
 
 
+def test_attention_scores_are_of_the_positions_of_all_modalities():
+    modalities = {
+        "image": {"num_embeddings": 6, "shape": (2, 2), "num_levels": None},
+        "audio": {"num_embeddings": 5, "shape": (4, 2), "num_levels": 2},
+    }
+    network = CodeTransformer(modalities, 16, 2, 32, 3)
+    _, codes = alike(3)
+    scores = np.asarray(network.attention_scores(codes))
+    assert scores.shape == (3, 3, 2, 8, 8)
+    np.testing.assert_allclose(scores.sum(axis=-1), 1.0, rtol=1e-5)
+    assert scores[1].std() > 1e-3
+    for weight in network.blocks[1].mha.query_key_value_dense.weights:
+        weight.assign(0.0 * weight)  # who asks for nothing looks everywhere
+    again = np.asarray(network.attention_scores(codes))
+    np.testing.assert_allclose(again[1], 1 / 8, rtol=1e-5)
+    np.testing.assert_array_equal(again[0], scores[0])
+
+
 def files_model():
     tokenizers = {"image": trained_vqvae(), "text": text_tokenizer()}
     model = MultimodalDiffusion(tokenizers, 16, 2, num_layers=1, seed=0)
