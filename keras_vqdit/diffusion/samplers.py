@@ -138,6 +138,7 @@ SAMPLERS = {
     "euler": euler_step,
     "heun": heun_step,
 }
+"""The samplers by name, as `sample` and `LatentDiffusion.generate` take them."""
 
 
 def flow_coordinates(process, t):

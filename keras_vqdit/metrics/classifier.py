@@ -56,7 +56,11 @@ class RandomAffine(layers.Layer):
         shift: largest shift, in pixels, default 2.
         seed: integer or None.
 
-    Input shape: `(B, H, W, C)`, H and W known. Output shape: the same.
+    Call arguments:
+        inputs: images `(B, H, W, C)`, H and W known.
+
+    Returns:
+        The images, warped in training, in the shape of `inputs`.
 
     Example:
         >>> images = np.zeros((2, 28, 28, 1), "float32")

@@ -47,7 +47,11 @@ class LogMelSpectrogram(layers.Layer):
         hop: samples from one window to the next, default 64.
         range_db: what lies so far below the loudest place, in decibels, is silence; default 60.
 
-    Input shape: `(B, T, 1)`, T known. Output shape: `(B, ceil(T / hop), num_mels, 1)`.
+    Call arguments:
+        inputs: recordings `(B, T, 1)`, T known.
+
+    Returns:
+        `(B, ceil(T / hop), num_mels, 1)`.
 
     Example:
         >>> tuple(LogMelSpectrogram()(np.zeros((2, 6144, 1), "float32")).shape)
@@ -96,7 +100,11 @@ class RandomSpeech(layers.Layer):
         noise: largest standard deviation of the noise, default 0.02; it is drawn evenly in decibels, over 50 of them.
         seed: integer or None.
 
-    Input shape: `(B, T, 1)`, T known. Output shape: the same.
+    Call arguments:
+        inputs: recordings `(B, T, 1)`, T known.
+
+    Returns:
+        The recordings, disturbed in training, in the shape of `inputs`.
 
     Example:
         >>> recordings = np.zeros((2, 6144, 1), "float32")
@@ -157,7 +165,11 @@ class RandomMask(layers.Layer):
         value: what hidden places hold, default -1, silence.
         seed: integer or None.
 
-    Input shape: `(B, time, pitch, 1)`. Output shape: the same.
+    Call arguments:
+        inputs: spectrograms `(B, time, pitch, 1)`.
+
+    Returns:
+        The spectrograms, hidden in part in training, in the shape of `inputs`.
 
     Example:
         >>> RandomMask(time=0.5, pitch=0.0, seed=0)(np.ones((2, 64, 40, 1), "float32"), training=True).shape[1]

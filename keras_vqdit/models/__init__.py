@@ -12,7 +12,8 @@ from keras_vqdit.models.spectral_loss import SpectralLoss
 from keras_vqdit.models.vae import VAE
 from keras_vqdit.models.vqvae import VQVAE
 
-ImageTokenizer = VQVAE  # beside AudioTokenizer and TextTokenizer
+ImageTokenizer = VQVAE
+"""`VQVAE` by another name, beside `AudioTokenizer` and `TextTokenizer`."""
 
 __all__ = [
     "AudioTokenizer",

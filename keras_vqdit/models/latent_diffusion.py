@@ -47,13 +47,13 @@ class LatentDiffusion(GenerativeModel):
         seed: integer for the random dropping of conditions. Defaults to `None`.
 
     Call arguments:
-        inputs: a batch of data in [-1, 1], `(B, H, W, C)`, `(B, T, C)` or `(B, F, H, W, C)`, or a dict with
+        inputs: a batch of data in [-1, 1], `(B, H, W, C)`, `(B, T, C)` or `(B, F, H, W, C)`, or a dict, whose
+            other keys are ignored, with
             - the modality (`"image"`), or `"latents"`, made once by `keras_vqdit.data.encode_latents`;
             - `"label"`: int32 (B,), where the transformer has classes;
             - `"context"` (B, S, D) and `"context_mask"` (B, S), where it has a context;
             - `"noise"` (as the latents) and `"t"` (B,), to inject what is otherwise drawn;
             - `"sample_weight"` (B,), the weight of each example's loss, as the argument of `fit` and `evaluate`.
-            Other keys are ignored.
         training: the moving average learns, and conditions are dropped, in training only.
 
     Returns:
