@@ -19,7 +19,9 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
-NOTE = re.compile(r"I0000 [0-9:. ]+ |WARNING: All log messages before absl::InitializeLog")
+NOTE = re.compile(
+    r"I0000 [0-9:. ]+ |WARNING: All log messages before absl::InitializeLog|INFO: Created TensorFlow Lite"
+)
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -58,7 +60,7 @@ def execute(source, *, fast=False, timeout=1200):
 
 
 def without_notes(output):
-    """An output without TensorFlow's notes on the machine, which its libraries write whatever the log level."""
+    """An output without the notes on the machine that TensorFlow and LiteRT write whatever the log level, or None."""
     if output.get("name") != "stderr":
         return output
     output.text = "".join(line for line in output.text.splitlines(keepends=True) if not NOTE.match(line))

@@ -363,6 +363,8 @@ def test_bars_are_as_long_as_their_values():
 def test_a_heatmap_tells_its_numbers():
     figure = plotting.heatmap([[1.0, np.nan], [2.0, 3.0]], row_labels="ab", column_labels="cd", unit="dB")
     assert {"1", "2", "3", "a", "d", "dB"} <= set(texts(figure)) and "nan" not in texts(figure)
+    image = plotting.heatmap([[1.0, 10.0, 100.0]], row_labels="a", column_labels="bcd", log=True).axes[0].images[0]
+    np.testing.assert_allclose(image.norm(image.get_array()), [[0.0, 0.5, 1.0]])
 
 
 @pytest.mark.parametrize(
@@ -374,6 +376,7 @@ def test_a_heatmap_tells_its_numbers():
         (lambda: plotting.bars({}, xlabel=""), "`values` must be a dict of numbers"),
         (lambda: plotting.heatmap([1.0], row_labels="a", column_labels="b"), r"must be numbers \(rows, columns\)"),
         (lambda: plotting.heatmap([[1.0]], row_labels="ab", column_labels="b"), "`row_labels` must have 1 entries"),
+        (lambda: plotting.heatmap([[0.0]], row_labels="a", column_labels="b", log=True), "positive where log=True"),
         (lambda: plotting.attention_maps(SCORES, (3, 3)), "with S = 3 x 3 of the grid"),
         (lambda: plotting.attention_maps(SCORES, (3, 4), query=12), "`query` must be from 0 to 11"),
         (lambda: plotting.codebook_projection(np.ones((4, 1))), "D at least 2"),

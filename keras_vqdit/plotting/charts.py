@@ -12,6 +12,7 @@ from keras_vqdit.plotting.drawing import (
     finish,
     log_scale,
     new_figure,
+    plain_numbers,
     to_numpy,
 )
 
@@ -143,7 +144,7 @@ def bars(values, *, xlabel, log=False, format="{:.3g}", title="", path=None):
     axis.set_yticks(places, [str(name) for name in groups], parse_math=False)
     axis.invert_yaxis()
     if log:
-        axis.set_xlim(bottom, numbers.max() * 2)
+        axis.set_xlim(bottom, numbers.max() * (numbers.max() / bottom) ** 0.15)  # room for the longest one's number
         log_scale(axis, "x")
     else:
         axis.margins(x=0.12)
@@ -156,7 +157,9 @@ def bars(values, *, xlabel, log=False, format="{:.3g}", title="", path=None):
     return finish(figure, path)
 
 
-def heatmap(values, *, row_labels, column_labels, xlabel="", ylabel="", unit="", format="{:.3g}", title="", path=None):
+def heatmap(
+    values, *, row_labels, column_labels, xlabel="", ylabel="", unit="", format="{:.3g}", log=False, title="", path=None
+):
     """Draw a table of numbers as colours, with the numbers in it.
 
     Args:
@@ -165,6 +168,7 @@ def heatmap(values, *, row_labels, column_labels, xlabel="", ylabel="", unit="",
         xlabel, ylabel: what columns and rows are.
         unit: what the numbers are, beside the colours.
         format: how a number is written, or None for not at all. Defaults to `"{:.3g}"`.
+        log: whether colours are of the logarithms of the numbers, which must be positive then. Defaults to `False`.
         title: title of the figure.
         path: file to write, or None.
 
@@ -179,6 +183,8 @@ def heatmap(values, *, row_labels, column_labels, xlabel="", ylabel="", unit="",
     values = np.asarray(to_numpy(values), "float64")
     if values.ndim != 2 or not np.any(np.isfinite(values)):
         raise ValueError(f"`values` must be numbers (rows, columns). Received: shape {values.shape}")
+    if log and np.any(values <= 0):
+        raise ValueError(f"`values` must be positive where log=True. Received: values down to {np.nanmin(values)}")
     for name, labels, count in (
         ("row_labels", row_labels, len(values)),
         ("column_labels", column_labels, values.shape[1]),
@@ -189,7 +195,8 @@ def heatmap(values, *, row_labels, column_labels, xlabel="", ylabel="", unit="",
     longest = max(len(str(label)) for label in row_labels)
     figure = new_figure(min(max(0.62 * columns, 2.5), 9.0) + 0.08 * longest + 1.6, max(0.42 * rows, 1.2) + 1.3)
     axis = figure.subplots()
-    drawn = axis.imshow(np.ma.masked_invalid(values), cmap=SEQUENTIAL, aspect="auto", interpolation="nearest")
+    style = {"cmap": SEQUENTIAL, "norm": "log" if log else None, "aspect": "auto", "interpolation": "nearest"}
+    drawn = axis.imshow(np.ma.masked_invalid(values), **style)
     axis.set_yticks(range(rows), [str(label) for label in row_labels], parse_math=False)
     long = max(len(str(label)) for label in column_labels) > 6
     axis.set_xticks(
@@ -201,13 +208,15 @@ def heatmap(values, *, row_labels, column_labels, xlabel="", ylabel="", unit="",
     )
     axis.tick_params(length=0)
     axis.spines[:].set_visible(False)
-    low, high = drawn.get_clim()
     if format is not None:
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                color = "white" if value < (low + high) / 2 else "black"
+                color = "white" if drawn.norm(value) < 0.5 else "black"
                 axis.text(j, i, format.format(value), color=color, fontsize="small", ha="center", va="center")
     axis.set(xlabel=xlabel, ylabel=ylabel, title=title)
     bar = figure.colorbar(drawn, label=unit, pad=0.02)
-    bar.ax.yaxis.set_major_locator(MaxNLocator(5))
+    if log:
+        plain_numbers(bar.ax.yaxis)
+    else:
+        bar.ax.yaxis.set_major_locator(MaxNLocator(5))
     return finish(figure, path)

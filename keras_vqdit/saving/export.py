@@ -5,6 +5,7 @@ import importlib.metadata
 import importlib.util
 import json
 import keyword
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -141,7 +142,7 @@ def export(model, path, *, format="tf_saved_model", card=None, only=None, **opti
         "signatures": {name: _signature(endpoints[name], function) for name, function in functions.items()},
     }
     text = json_text(about, "`card`")
-    with atomic_folder(path, is_export) as folder:
+    with atomic_folder(path, is_export) as folder, _without_notes():
         {"tf_saved_model": _save, "litert": _save_litert, "onnx": _save_onnx}[format](functions, folder)
         (folder / CARD).write_text(text)
     return json.loads(text)
@@ -235,6 +236,20 @@ def _versions():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+@contextlib.contextmanager
+def _without_notes():
+    """No notes of TensorFlow's on where it writes: they name folders that are gone in the end."""
+    import tensorflow as tf
+
+    logger = tf.get_logger()
+    level = logger.level
+    logger.setLevel(max(level, logging.WARNING))
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _save(functions, folder):

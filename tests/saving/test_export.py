@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import logging
 import subprocess
 import sys
 
@@ -381,6 +382,20 @@ def test_what_converters_do_not_know(tmp_path, monkeypatch):
     with pytest.raises(ImportError, match=r'pip install "keras_vqdit\[onnx\]"'):
         kv.saving.export(tokenizer(), tmp_path / "onnx", format="onnx")
     assert not (tmp_path / "onnx").exists()
+
+
+def test_nothing_is_said_of_folders_that_are_gone_in_the_end(tmp_path, caplog):
+    logger = tf.get_logger()
+    level = logger.level
+    logger.addHandler(caplog.handler)
+    logger.setLevel("INFO")  # as in notebooks
+    try:
+        kv.saving.export(tokenizer(), tmp_path / "exported", only=["decode"])
+        assert logger.level == logging.INFO
+    finally:
+        logger.removeHandler(caplog.handler)
+        logger.setLevel(level)
+    assert caplog.messages == []
 
 
 def test_errors(tmp_path):
