@@ -51,7 +51,9 @@ def main():
     )
     shown = trajectory["noisy"][[0, 8, 12, 15, 17, 20]]
     axes = panel(
-        strips[1], "A diffusion transformer: noise to codes, and so to images", [1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1]
+        strips[1],
+        "A diffusion transformer: noise to latents, their codes, and so to images",
+        [1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1],
     )
     for step, axis in zip(shown, axes[::2], strict=True):
         show_image(axis, to_pixels(np.concatenate([step[:1], step[1:]], axis=2), "images")[0])

@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_vqdit.layers.transformer_block import TransformerBlock
 from tests.contract import run_contract
-from tests.layers.reference_transformer import block, normal, randomize, weights_of
+from tests.layers.reference_transformer import attention, block, layer_norm, normal, randomize, weights_of
 
 WIDTH, HEADS, DFF = 12, 3, 20
 X, CONDITION, CONTEXT = normal(2, 5, WIDTH, seed=1), normal(2, 8, seed=2), normal(2, 7, 6, seed=3)
@@ -173,6 +173,20 @@ def test_symbolic_shape_and_dtype():
     layer = TransformerBlock(WIDTH, HEADS, DFF, dtype="mixed_bfloat16", **ADALN)
     output = layer(keras.Input((None, WIDTH)), keras.Input((8,)))
     assert output.shape == (None, None, WIDTH) and output.dtype == "bfloat16"
+
+
+def test_attention_scores_are_those_of_the_attention():
+    layer = TransformerBlock(WIDTH, HEADS, DFF, dtype="mixed_bfloat16")
+    output, scores = layer(keras.Input((5, WIDTH)), return_attention_scores=True)
+    assert output.dtype == "bfloat16" and scores.shape == (None, HEADS, 5, 5) and scores.dtype == "float32"
+    layer = randomize(TransformerBlock(WIDTH, HEADS, DFF))
+    x, mask = normal(2, 5, WIDTH), np.array([[1, 1, 1, 0, 1], [1, 0, 0, 0, 1]], "bool")
+    output, scores = layer(x, mask=mask, return_attention_scores=True)
+    weights = weights_of(layer)
+    hidden = layer_norm(x.astype("float64"), weights, "norm1")
+    expected = attention(weights, HEADS, hidden, mask=mask[:, None, None], prefix="mha/")[1]
+    np.testing.assert_allclose(ops.convert_to_numpy(scores), expected, atol=1e-4)
+    np.testing.assert_array_equal(ops.convert_to_numpy(output), ops.convert_to_numpy(layer(x, mask=mask)))
 
 
 # === Errors ===

@@ -366,6 +366,25 @@ def test_progress_is_shown(drawn, capsys):
     assert "5/5" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    "modality, shape, patch_size",
+    [("audio", (16, 2), 4), ("video", (2, 4, 4, 1), (1, 2, 2))],
+    ids=["audio", "video"],
+)
+def test_sound_and_video_are_trained_and_drawn_as_images_are(modality, shape, patch_size):
+    net = DiffusionTransformer(16, 2, 32, 1, patch_size=patch_size, num_classes=3)
+    tokenizer = Halver()
+    tokenizer.build((None, *shape))
+    model = LatentDiffusion(tokenizer, net, RectifiedFlow(seed=1), modality=modality, seed=2)
+    model.compile(keras.optimizers.Adam(0.01), jit_compile=False)
+    examples = np.random.default_rng(0).uniform(-1, 1, (1, *shape)).astype("float32") * np.ones((64, *[1] * len(shape)))
+    data = {modality: examples.astype("float32"), "label": np.arange(64, dtype="int32") % 3}
+    losses = model.fit(data, batch_size=16, epochs=12, verbose=0).history["loss"]
+    assert losses[-1] < 0.8 * losses[0]  # all examples are alike
+    drawn = model.generate([0, 2], num_steps=2, seed=0, verbose=0)
+    assert drawn.shape == (2, *shape) and np.abs(drawn).max() <= 1 and drawn.std() > 0
+
+
 # === The contract ===
 
 
