@@ -6,9 +6,11 @@ import keras
 import numpy as np
 
 import keras_vqdit as kv
-from keras_vqdit.layers.spectrogram import magnitude, stft
+from keras_vqdit.plotting.codes import draw_code_map
 from keras_vqdit.plotting.drawing import DPI, MARGINS, SEQUENTIAL, NotebookFigure, show_image, to_pixels
+from keras_vqdit.plotting.sound import levels
 
+RATE = 8000  # samples a second of the speech
 FOLDER = Path(__file__).parent
 CAPTIONS = ["eine handgeschriebene Sieben", "the digit 4"]
 
@@ -39,10 +41,7 @@ def main():
     axes[5].set_axis_off()
     for i in range(2):
         show_image(axes[6 * i], to_pixels(images[i : i + 1], "images")[0])
-        axes[6 * i + 2].imshow(codes[i], cmap=SEQUENTIAL, vmin=0, vmax=tokenizer.num_embeddings - 1)
-        for (row, column), code in np.ndenumerate(codes[i]):
-            color = "white" if code < tokenizer.num_embeddings / 2 else "black"
-            axes[6 * i + 2].text(column, row, str(code), color=color, fontsize=3.4, ha="center", va="center")
+        draw_code_map(axes[6 * i + 2], codes[i], tokenizer.num_embeddings, fontsize=3.4)
         show_image(axes[6 * i + 4], to_pixels(restored[i : i + 1], "images")[0])
 
     model = kv.LatentDiffusion.from_preset("mnist_diffusion")
@@ -62,18 +61,18 @@ def main():
     made = model.generate({"text": CAPTIONS}, want=["image", "audio"], seed=0, verbose=0, **model.card["generate"])
     title = "Any to any: a caption to an image and to speech (and each to every other)"
     axes = panel(strips[2], title, [1.9, 0, 1, 0.25, 1.7, 0.2, 1.1, 0, 1, 0.25, 1.7])
-    levels = 20 * np.log10(np.asarray(magnitude(*stft(made["audio"][..., 0], 256, 32), 1e-6)))
+    power = levels(made["audio"][..., 0], 256, 32)
     for i, caption in enumerate(CAPTIONS):
-        text, arrow, image, gap, sound = axes[6 * i : 6 * i + 5]
+        text, _, image, gap, sound = axes[6 * i : 6 * i + 5]
         for axis in (text, gap, *axes[5:6]):
             axis.set_axis_off()
         text.text(0.5, 0.5, f"“{caption}”".replace(" ", "\n"), fontsize=10, style="italic", ha="center", va="center")
         show_image(image, to_pixels(made["image"][i : i + 1], "images")[0])
         sound.imshow(
-            levels[i].T, origin="lower", aspect="auto", cmap=SEQUENTIAL, vmin=levels.max() - 60, vmax=levels.max()
+            power[i].T, origin="lower", aspect="auto", cmap=SEQUENTIAL, vmin=power.max() - 60, vmax=power.max()
         )
-        sound.set_xlabel("time: 0.77 s", fontsize=7)
-        sound.set_ylabel("0 to 4 kHz", fontsize=7)
+        sound.set_xlabel(f"time: {made['audio'].shape[1] / RATE:.2f} s", fontsize=7)
+        sound.set_ylabel(f"0 to {RATE / 2000:g} kHz", fontsize=7)
     figure.savefig(FOLDER / "tour.png", **MARGINS)
 
 

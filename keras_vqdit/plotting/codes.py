@@ -9,12 +9,16 @@ from keras_vqdit.plotting.drawing import (
     GRAY,
     SEQUENTIAL,
     VERMILION,
+    draw_array,
     finish,
+    log_numbers,
     log_scale,
     new_figure,
-    plain_numbers,
+    numbers,
+    plain,
+    real,
+    received,
     show_image,
-    to_numpy,
     to_pixels,
 )
 
@@ -24,17 +28,23 @@ def codebook_usage(counts, *, title="Codebook usage", path=None):
 
     Args:
         counts: `(K,)`, how many vectors chose each code, over a whole data set.
-        title: begins the title; usage and perplexity follow.
-        path: file to write, or None.
+        title: begins the title; usage and perplexity follow. Defaults to `"Codebook usage"`.
+        path: file to write. Defaults to `None`, none.
 
     Returns:
         `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if `counts` are not finite numbers, some are negative, or all are 0; or if `path` ends in no kind of
+            figure.
+
+    Example:
+        ```python
+        counts = np.bincount(np.ravel(tokenizer.encode(images)), minlength=tokenizer.num_embeddings)
+        plotting.codebook_usage(counts, path="usage.png")
+        ```
     """
-    counts = np.asarray(to_numpy(counts), "float64")
-    if counts.ndim != 1 or counts.size == 0 or np.any(counts < 0) or not counts.sum() > 0:
-        raise ValueError(
-            f"`counts` must be (K,), not negative, and not all 0. Received: shape {counts.shape}, sum {counts.sum()}"
-        )
+    counts = _counts(counts)
     ranked = np.sort(counts)[::-1]
     size, used = len(counts), int(np.sum(counts > 0))
     share = ranked[:used] / counts.sum()
@@ -42,15 +52,16 @@ def codebook_usage(counts, *, title="Codebook usage", path=None):
     bottom = min(ranked[used - 1], counts.mean()) / 2
     figure = new_figure(6.4, 3.4)
     axis = figure.subplots()
-    log_scale(axis)
     axis.stairs(ranked[:used], np.arange(used + 1) + 0.5, fill=True, color=BLUE, baseline=bottom, label="vectors")
     axis.axhline(counts.mean(), color="black", linestyle="--", linewidth=1.2, label="if all were equally frequent")
     if used < size:
         unused = dict(facecolor="none", edgecolor=GRAY, hatch="///", linewidth=0)
         axis.axvspan(used + 0.5, size + 0.5, label=f"{size - used} never chosen", **unused)
-    axis.set_title(f"{title}: {used} of {size} codes ({100 * used / size:.1f} %), perplexity {perplexity:.1f}")
+    usage = f"{used} of {size} codes ({100 * used / size:.1f} %), perplexity {perplexity:.1f}"
+    axis.set_title(f"{plain(title)}: {usage}")
     axis.set(xlabel="code, by rank of its frequency", ylabel="vectors (count, log scale)")
     axis.set(xlim=(0.5, size + 0.5), ylim=(bottom, ranked[0] * 1.6))
+    log_scale(axis)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axis.legend(fontsize="small", framealpha=0.95)
     return finish(figure, path)
@@ -62,50 +73,81 @@ def code_maps(codes, *, images=None, num_embeddings=None, columns=8, title="Code
     Args:
         codes: integers: maps `(N, h, w)`, or sequences `(N, T)`, drawn below one another. −1, a masked position,
             stays blank.
-        images: the N images of N maps, or None.
+        images: the N images `(N, H, W[, C])` of N maps. Defaults to `None`, none.
         num_embeddings: size of the codebook, for the colours. Default: the largest code + 1.
-        columns: number of maps drawn, the first ones.
-        title: title of the figure.
-        path: file to write, or None.
+        columns: at most so many maps are drawn, the first ones, a column each; of sequences all are. Defaults to 8.
+        title: title of the figure. Defaults to `"Codes"`.
+        path: file to write. Defaults to `None`, none.
 
     Returns:
         `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if the codes are no integers from −1 to `num_embeddings` − 1, or of another shape; if there are not
+            as many images; or if `path` ends in no kind of figure.
+
+    Example:
+        ```python
+        plotting.code_maps(tokenizer.encode(images), images=images, num_embeddings=tokenizer.num_embeddings)
+        ```
     """
-    codes = np.asarray(to_numpy(codes))
-    if codes.ndim not in (2, 3) or codes.size == 0 or codes.dtype.kind not in "iu":
-        raise ValueError(f"`codes` must be integers (N, h, w) or (N, T). Received: {codes.dtype}, shape {codes.shape}")
-    columns, largest = positive_integer("columns", columns), int(codes.max())
+    grids = real(codes)
+    if grids is None or grids.ndim not in (2, 3) or grids.size == 0 or grids.dtype.kind not in "iu":
+        raise ValueError(f"`codes` must be integers (N, h, w) or (N, T). Received: {received(codes)}")
+    columns, largest = positive_integer("columns", columns), int(grids.max())
     if num_embeddings is not None and largest >= positive_integer("num_embeddings", num_embeddings):
         raise ValueError(
             f"`codes` must be less than `num_embeddings`, {num_embeddings}. Received: codes up to {largest}"
         )
+    if grids.min() < -1:
+        raise ValueError(f"`codes` must be at least 0, or −1 where masked. Received: codes down to {grids.min()}")
+    if images is not None and grids.ndim == 2:
+        raise ValueError(
+            f"`images` must be `None` for sequences (N, T), which stand in one map. Received: codes {grids.shape}"
+        )
     size = max(largest + 1 if num_embeddings is None else num_embeddings, 2)
-    maps = codes[:columns] if codes.ndim == 3 else codes[None]
+    maps = grids[:columns] if grids.ndim == 3 else grids[None]
     pixels = None if images is None else to_pixels(images, "images")[:columns]
     if pixels is not None and len(pixels) != len(maps):
         raise ValueError(f"`images` must be as many as the maps. Received: {len(pixels)} images, {len(maps)} maps")
     count, height, width = maps.shape
-    numbered = width <= 16
-    tile = max(1.3, 0.21 * width) if numbered else min(0.08 * width, 9.0 / count)
     ratios = [height / width] if pixels is None else [pixels.shape[1] / pixels.shape[2], height / width]
-    figure = new_figure(tile * count + 1.2, max(tile * sum(ratios), 0.9) + 0.7, "compressed")
-    figure.suptitle(title)
+    tile = max(1.3, 0.21 * width) if width <= 16 else min(0.08 * width, 9.0 / count)
+    tile = min(tile, 12.0 / sum(ratios))  # a column is not higher than a page
+    numbered = width <= 16 and tile >= 0.15 * width
+    figure = new_figure(max(tile * count, 1.3) + 1.2, max(tile * sum(ratios), 0.9) + 0.7, "compressed")
+    figure.suptitle(plain(title))
     axes = figure.subplots(len(ratios), count, squeeze=False, height_ratios=ratios)
     if pixels is not None:
         for axis, image in zip(axes[0], pixels, strict=True):
             show_image(axis, image)
     for axis, grid in zip(axes[-1], maps, strict=True):
-        shown = np.ma.masked_less(grid, 0)
-        drawn = axis.imshow(shown, cmap=SEQUENTIAL, vmin=0, vmax=size - 1, interpolation="nearest")
-        axis.set(xticks=[], yticks=[])
-        for (row, column), code in np.ndenumerate(grid):
-            if numbered and code >= 0:
-                color = "white" if code < 0.5 * size else "black"
-                axis.text(column, row, str(code), color=color, fontsize=5, ha="center", va="center")
-    if codes.ndim == 2:
+        drawn = draw_code_map(axis, grid, size, fontsize=5 if numbered else None)
+    if grids.ndim == 2:
         axes[-1, 0].set(xlabel="position", ylabel="example")
     figure.colorbar(drawn, ax=list(axes.ravel()), label="code", fraction=0.04, pad=0.01 + 0.02 / count)
     return finish(figure, path)
+
+
+def draw_code_map(axis, codes, num_embeddings, *, fontsize=5):
+    """Draw a grid of codes on an axis.
+
+    Args:
+        axis: Matplotlib's axes.
+        codes: integers `(h, w)`; −1 stays blank.
+        num_embeddings: size of the codebook, for the colours.
+        fontsize: of the codes' numbers in points, or `None` for no numbers. Defaults to 5.
+
+    Returns:
+        The image, for a bar of colours.
+    """
+    shown = np.ma.masked_less(codes, 0)
+    drawn = draw_array(axis, shown, cmap=SEQUENTIAL, vmin=0, vmax=num_embeddings - 1)
+    for (row, column), code in np.ndenumerate(codes):
+        if fontsize is not None and code >= 0:
+            color = "white" if code < 0.5 * num_embeddings else "black"
+            axis.text(column, row, str(code), color=color, fontsize=fontsize, ha="center", va="center")
+    return drawn
 
 
 def codebook_projection(codebook, *, counts=None, vectors=None, title="Codebook", path=None):
@@ -113,37 +155,36 @@ def codebook_projection(codebook, *, counts=None, vectors=None, title="Codebook"
 
     Args:
         codebook: vectors of the codes `(K, D)`, D at least 2.
-        counts: `(K,)`, how often each was chosen: codes that never were are crosses; or None.
-        vectors: what is quantized, such as latents `(N, D)`, drawn as dots below; or None. Their components are then those
-            of the vectors.
-        title: begins the title; the share of the variance that the plane shows follows.
-        path: file to write, or None.
+        counts: `(K,)`, how often each was chosen: codes that never were are crosses. Defaults to `None`, not known.
+        vectors: what is quantized, such as latents `(N, D)`, drawn as dots below; the components are then theirs.
+            Defaults to `None`: those of the codes.
+        title: begins the title; the share of the variance that the plane shows follows. Defaults to `"Codebook"`.
+        path: file to write. Defaults to `None`, none.
 
     Returns:
         `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if the vectors are not finite, of different lengths, or fewer than two; if `counts` are not finite,
+            negative, not as many, or all 0; or if `path` ends in no kind of figure.
 
     Example:
         ```python
         plotting.codebook_projection(tokenizer.vq.codebook, counts=counts)
         ```
     """
-    codebook = _vectors(codebook, "codebook")
-    cloud = codebook if vectors is None else _vectors(vectors, "vectors")
+    codebook = _vectors(codebook, "codebook", 1 if vectors is not None else 2)
+    cloud = codebook if vectors is None else _vectors(vectors, "vectors", 2)
     if cloud.shape[1] != codebook.shape[1]:
         raise ValueError(
             f"`vectors` must be as long as the codes, {codebook.shape[1]}. Received: vectors of length {cloud.shape[1]}"
         )
-    used = np.ones(len(codebook), bool)
-    if counts is not None:
-        counts = np.asarray(to_numpy(counts), "float64")
-        if counts.shape != (len(codebook),) or np.any(counts < 0) or not counts.sum() > 0:
-            raise ValueError(
-                f"`counts` must be ({len(codebook)},), not negative, and not all 0. Received: shape {counts.shape}"
-            )
-        used = counts > 0
+    counts = None if counts is None else _counts(counts, len(codebook))
+    used = np.ones(len(codebook), bool) if counts is None else counts > 0
     centre = cloud.mean(axis=0)
     _, sizes, axes = np.linalg.svd(cloud - centre, full_matrices=False)
-    share = sizes**2 / max(np.sum(sizes**2), 1e-30)
+    sizes = sizes / max(sizes[0], 1e-300)  # of large vectors, the squares would overflow
+    share = sizes**2 / max(np.sum(sizes**2), 1e-300)
     codes = (codebook - centre) @ axes[:2].T
     figure = new_figure(6.4, 4.8)
     axis = figure.subplots()
@@ -161,8 +202,8 @@ def codebook_projection(codebook, *, counts=None, vectors=None, title="Codebook"
         axis.scatter(*codes[~used].T, s=28, marker="x", color=VERMILION, label=f"{np.sum(~used)} never chosen")
     if counts is not None:
         bar = figure.colorbar(drawn, label="share of the vectors (%)", pad=0.02)
-        plain_numbers(bar.ax.yaxis)
-    axis.set_title(f"{title}: a plane with {100 * share[:2].sum():.0f} % of the variance")
+        log_numbers(bar.ax.yaxis)
+    axis.set_title(f"{plain(title)}: a plane with {100 * share[:2].sum():.0f} % of the variance")
     axis.set_xlabel(f"principal component 1 ({100 * share[0]:.0f} % of the variance)")
     axis.set_ylabel(f"principal component 2 ({100 * share[1]:.0f} %)")
     axis.grid(alpha=0.3)
@@ -170,8 +211,17 @@ def codebook_projection(codebook, *, counts=None, vectors=None, title="Codebook"
     return finish(figure, path)
 
 
-def _vectors(values, name):
-    values = np.asarray(to_numpy(values), "float64")
-    if values.ndim != 2 or values.shape[1] < 2 or not len(values) or not np.all(np.isfinite(values)):
-        raise ValueError(f"`{name}` must be finite vectors (N, D), D at least 2. Received: shape {values.shape}")
-    return values
+def _counts(values, size=None):
+    wanted = f"({'K' if size is None else size},), finite, not negative, and not all 0"
+    counts = numbers("counts", values, 1, wanted)
+    if size not in (None, len(counts)) or np.any(counts < 0) or not 0 < counts.sum() < np.inf:
+        raise ValueError(f"`counts` must be {wanted}. Received: shape {counts.shape}, sum {counts.sum()}")
+    return counts
+
+
+def _vectors(values, name, least):
+    wanted = f"at least {least} finite vectors (N, D), D at least 2"
+    vectors = numbers(name, values, 2, wanted)
+    if vectors.shape[1] < 2 or len(vectors) < least or not np.all(np.isfinite(vectors)):
+        raise ValueError(f"`{name}` must be {wanted}. Received: {received(values)}")
+    return vectors

@@ -3,21 +3,40 @@
 import numpy as np
 
 from keras_vqdit.checks import positive_integer
-from keras_vqdit.plotting.drawing import SEQUENTIAL, finish, new_figure, show_image, to_numpy, to_pixels
+from keras_vqdit.plotting.drawing import (
+    SEQUENTIAL,
+    finish,
+    new_figure,
+    numbers,
+    plain,
+    real,
+    show_image,
+    to_labels,
+    to_pixels,
+    to_steps,
+)
 
 
 def reconstructions(originals, reconstructions, *, columns=8, title="Reconstructions", path=None):
     """Draw originals, their reconstructions and the absolute errors below one another, with the PSNR of each.
 
     Args:
-        originals: images.
+        originals: images `(N, H, W[, C])`.
         reconstructions: images of the same shape.
-        columns: number of images drawn, the first ones.
-        title: title of the figure.
-        path: file to write, or None.
+        columns: at most so many images are drawn, the first ones, a column each. Defaults to 8.
+        title: title of the figure. Defaults to `"Reconstructions"`.
+        path: file to write. Defaults to `None`, none.
 
     Returns:
         `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if these are no images, or of different shapes; or if `path` ends in no kind of figure.
+
+    Example:
+        ```python
+        plotting.reconstructions(images, tokenizer(images)[0], path="reconstructions.png")
+        ```
     """
     first, second = to_pixels(originals, "originals"), to_pixels(reconstructions, "reconstructions")
     if first.shape != second.shape:
@@ -32,7 +51,7 @@ def reconstructions(originals, reconstructions, *, columns=8, title="Reconstruct
     height, width = first.shape[1:3]
     tile = 0.95
     figure = new_figure(tile * len(first) + 2.0, 3 * tile * height / width + 1.0, "compressed")
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = figure.subplots(3, len(first), squeeze=False)
     limit = max(float(errors.max()), 1e-3)
     rows = {
@@ -76,47 +95,65 @@ def image_grid(
     """Draw images in rows, such as a row a class.
 
     Args:
-        images: `(N, H, W[, C])`, row after row; or `(rows, columns, H, W, C)`; or a dict name → `(columns, H, W[, C])`, a row
-            each.
-        rows: number of rows. Default: as many as `row_labels`, else about a square.
-        columns: number of columns, instead of `rows`.
-        row_labels: a label a row, or None.
-        column_labels: a label a column, or None.
-        title: title of the figure; "" for none.
-        xlabel: what the columns are, or None.
-        ylabel: what the rows are, or None.
-        path: file to write, or None.
+        images: `(N, H, W[, C])`, row after row; or `(rows, columns, H, W, C)`; or a dict name → `(columns, H, W[, C])`,
+            a row each.
+        rows: number of rows. Default: as many as `row_labels`, else about a square; of a dict, or an array that has
+            rows, those.
+        columns: number of columns. Default: as many as `rows` need.
+        row_labels: a label a row. Default: the names of a dict, else none.
+        column_labels: a label a column. Defaults to `None`, none.
+        title: title of the figure. Defaults to `"Images"`.
+        xlabel: what the columns are. Defaults to `None`, nothing.
+        ylabel: what the rows are. Defaults to `None`, nothing.
+        path: file to write. Defaults to `None`, none.
 
     Returns:
         `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if these are no images, or rows of different shapes; if they do not fit into `rows` and `columns`,
+            or are already in others; if there are not as many labels; or if `path` ends in no kind of figure.
+
+    Example:
+        ```python
+        plotting.image_grid(digits, columns=10, column_labels=range(10), title="Drawn digits", path="digits.png")
+        ```
     """
+    given = {name: value for name, value in (("rows", rows), ("columns", columns)) if value is not None}
+    for name, value in given.items():
+        positive_integer(name, value)
+    parts = None
     if isinstance(images, dict):
-        names, images = list(images), [to_numpy(part) for part in images.values()]
-        if not images or any(part.shape != images[0].shape for part in images):
+        row_labels = list(images) if row_labels is None else row_labels
+        parts = [to_pixels(part, "images") for part in images.values()]  # each by itself: uint8 beside floats
+    elif (array := real(images)) is not None and array.ndim == 5 and len(array):
+        parts = [to_pixels(part, "images") for part in array]
+    if parts is None:
+        pixels = to_pixels(images, "images")
+    else:
+        if not parts or len({part.shape for part in parts}) > 1:
             raise ValueError(
-                f"The rows of `images` must be of one shape. Received: shapes {[part.shape for part in images]}"
+                f"The rows of `images` must be of one shape. Received: shapes {[part.shape for part in parts]}"
             )
-        row_labels, columns = names if row_labels is None else row_labels, len(images[0])
-        images = np.concatenate(images)
-    images = to_numpy(images)
-    if images.ndim == 5:
-        columns = images.shape[1]
-        images = images.reshape(-1, *images.shape[2:])
-    pixels = to_pixels(images, "images")
+        pixels, rows, columns = np.concatenate(parts), len(parts), len(parts[0])
+        for name, value in (("rows", rows), ("columns", columns)):
+            if given.get(name, value) != value:
+                raise ValueError(f"`{name}` must be {value}, as the images have. Received: {name}={given[name]}")
+    return finish(_grid(pixels, rows, columns, row_labels, column_labels, title, xlabel, ylabel), path)
+
+
+def _grid(pixels, rows, columns, row_labels, column_labels, title, xlabel=None, ylabel=None):
+    """A figure of pixels `(N, H, W, C)` in rows, as `to_pixels` gives them."""
     count, height, width, channels = pixels.shape
-    for name, value in (("rows", rows), ("columns", columns)):
-        if value is not None:
-            positive_integer(name, value)
     if rows is not None and columns is not None and rows * columns < count:
         raise ValueError(f"{count} images do not fit. Received: rows={rows}, columns={columns}")
+    row_labels = None if row_labels is None else tuple(row_labels) if np.iterable(row_labels) else row_labels
     if columns is None:
-        if rows is None:
-            rows = len(row_labels) if row_labels is not None else max(round(np.sqrt(count)), 1)
-        columns = -(-count // rows)
-    rows = -(-count // columns)
-    for name, labels, number in (("row_labels", row_labels, rows), ("column_labels", column_labels, columns)):
-        if labels is not None and len(labels) != number:
-            raise ValueError(f"`{name}` must have {number} entries. Received: {len(labels)}")
+        labels = len(row_labels) if isinstance(row_labels, tuple) else 0
+        columns = -(-count // (rows or labels or max(round(np.sqrt(count)), 1)))
+    rows = rows or -(-count // columns)
+    row_labels = to_labels("row_labels", row_labels, rows)
+    column_labels = to_labels("column_labels", column_labels, columns)
     gap = max(1, round(min(height, width) / 14))
     sheet = np.ones((rows * (height + gap) - gap, columns * (width + gap) - gap, channels))
     for i, image in enumerate(pixels):
@@ -128,43 +165,45 @@ def image_grid(
     show_image(axis, sheet)
     axis.spines[:].set_visible(False)
     if row_labels is not None:
-        axis.set_yticks(
-            np.arange(rows) * (height + gap) + (height - 1) / 2, [str(k) for k in row_labels], parse_math=False
-        )
+        axis.set_yticks(np.arange(rows) * (height + gap) + (height - 1) / 2, row_labels)
     if column_labels is not None:
-        axis.set_xticks(
-            np.arange(columns) * (width + gap) + (width - 1) / 2, [str(k) for k in column_labels], parse_math=False
-        )
+        axis.set_xticks(np.arange(columns) * (width + gap) + (width - 1) / 2, column_labels)
     axis.tick_params(length=0)
-    axis.set(title=title, xlabel=xlabel or "", ylabel=ylabel or "")
-    return finish(figure, path)
+    axis.set(title=plain(title), xlabel=plain(xlabel), ylabel=plain(ylabel))
+    return figure
 
 
 def trajectory(steps, times, *, columns=10, row_labels=None, title="From noise to image", path=None):
     """Draw how images arise: a column a step, from noise on the left to the result on the right.
 
     Args:
-        steps: images `(S, N, H, W, C)`, or a list of S arrays `(N, H, W, C)`.
+        steps: images `(S, N, H, W, C)`, or a list of S arrays `(N, H, W[, C])`, as in the `"noisy"` or `"clean"` of a
+            trajectory of `LatentDiffusion.generate`.
         times: `(S,)`, time of each step: 1 is noise, 0 is data.
-        columns: at most so many steps are drawn, evenly chosen, the first and the last among them.
-        row_labels: a label an image, or None.
-        title: title of the figure.
-        path: file to write, or None.
+        columns: at most so many steps are drawn, evenly chosen, the first and the last among them (of 1 the first).
+            Defaults to 10.
+        row_labels: a label an image. Defaults to `None`, none.
+        title: title of the figure. Defaults to `"From noise to image"`.
+        path: file to write. Defaults to `None`, none.
 
     Returns:
         `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: if the steps are no images, or of different shapes; if there are not as many times or labels; or if
+            `path` ends in no kind of figure.
+
+    Example:
+        ```python
+        images, trajectory = model.generate(range(5), return_trajectory=True)
+        plotting.trajectory(trajectory["noisy"], trajectory["times"], row_labels=range(5), path="trajectory.png")
+        ```
     """
-    steps = np.stack([to_numpy(step) for step in steps])
-    times = np.asarray(to_numpy(times), "float64")
-    if times.shape != (len(steps),):
-        raise ValueError(f"`times` must be one time a step, ({len(steps)},). Received: shape {times.shape}")
-    chosen = np.unique(np.linspace(0, len(steps) - 1, min(columns, len(steps))).round().astype(int))
-    rows = np.swapaxes(steps[chosen], 0, 1)  # (N, S, H, W, C)
-    return image_grid(
-        rows,
-        row_labels=row_labels,
-        column_labels=[f"{time:.2f}" for time in times[chosen]],
-        title=title,
-        xlabel="time t (1 is noise, 0 is data)",
-        path=path,
-    )
+    columns = positive_integer("columns", columns)
+    pixels, times = to_steps(steps, numbers("times", times, 1, "one time a step"))
+    chosen = np.unique(np.linspace(0, len(pixels) - 1, min(columns, len(pixels))).round().astype(int))
+    shown = np.stack([pixels[i] for i in chosen], axis=1)  # (N, S, H, W, C)
+    labels = [f"{time:.2f}" for time in times[chosen]]
+    shown, shape = shown.reshape(-1, *shown.shape[2:]), shown.shape[:2]
+    figure = _grid(shown, *shape, row_labels, labels, title, "time t (1 is noise, 0 is data)")
+    return finish(figure, path)

@@ -1,11 +1,12 @@
 """Figures of sounds."""
 
 import numpy as np
+from keras import ops
 
 from keras_vqdit import checks
 from keras_vqdit.checks import positive_integer
 from keras_vqdit.layers.spectrogram import check_window, magnitude, stft
-from keras_vqdit.plotting.drawing import SEQUENTIAL, finish, new_figure, to_numpy, to_sounds
+from keras_vqdit.plotting.drawing import SEQUENTIAL, finish, new_figure, plain, to_labels, to_sounds
 
 
 def spectrograms(
@@ -23,21 +24,22 @@ def spectrograms(
     """Draw the spectrograms of sounds in a grid: level in decibels over time and frequency.
 
     Args:
-        audio: sounds `(N, T)` or `(N, T, 1)`, row after row; or a dict of names and such, a row each, such as originals and their
-            reconstructions.
+        audio: sounds `(N, T)` or `(N, T, 1)`, row after row; or a dict of names and such, a row each, such as originals
+            and their reconstructions.
         sample_rate: samples a second, in Hz.
         columns: number of columns; of a dict's sounds, the first ones are drawn. Defaults to 4.
-        labels: a title a sound, or of a dict a title a column; or None.
+        labels: a title a sound, or of a dict a title a column. Defaults to `None`, none.
         window_size, hop: in samples, see `layers.stft`. Default to 256 and 32.
         range_db: what is so far below the loudest place of all is drawn as silence, in decibels. Defaults to 70.
-        title: title of the figure.
-        path: file to write, or None.
+        title: title of the figure. Defaults to `"Spectrograms"`.
+        path: file to write. Defaults to `None`, none.
 
     Returns:
         `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: if the sounds are of another shape or not finite, or there are not as many labels.
+        ValueError: if the sounds are none, of another shape or not finite; if there are not as many labels; or if
+            `path` ends in no kind of figure.
 
     Example:
         ```python
@@ -48,25 +50,22 @@ def spectrograms(
     checks.number("range_db", range_db, above=0)
     check_window(window_size, hop)
     columns = positive_integer("columns", columns)
-    rows = {name: to_sounds(sounds)[:columns] for name, sounds in audio.items()} if isinstance(audio, dict) else None
-    if rows is None:
+    named = isinstance(audio, dict)
+    if named:
+        rows = {name: to_sounds(sounds)[:columns] for name, sounds in audio.items()}
+        if not rows:
+            raise ValueError("`audio` must have at least one sound. Received none")
+        label_count = max(map(len, rows.values()))
+    else:
         sounds = to_sounds(audio)
         rows = {i: sounds[i : i + columns] for i in range(0, len(sounds), columns)}
         label_count = len(sounds)
-    else:
-        label_count = max(map(len, rows.values()), default=0)
-    if not label_count:
-        raise ValueError("`audio` must have at least one sound. Received none")
-    if labels is not None and len(labels) != label_count:
-        raise ValueError(f"`labels` must have {label_count} entries. Received: {len(labels)}")
+    labels = to_labels("labels", labels, label_count)
     count = max(map(len, rows.values()))
-    levels = {}
-    for name, sounds in rows.items():
-        size = to_numpy(magnitude(*stft(sounds, window_size, hop), 1e-10))
-        levels[name] = 20.0 * np.log10(size / (window_size / 4))  # a full tone has 0 dB
-    top = max(level.max() for level in levels.values())
+    drawn_levels = {name: levels(sounds, window_size, hop) for name, sounds in rows.items()}
+    top = max(level.max() for level in drawn_levels.values())
     figure = new_figure(max(2.3 * count, 2.5) + 1.2, 1.7 * len(rows) + 0.7)
-    figure.suptitle(title)
+    figure.suptitle(plain(title))
     axes = figure.subplots(len(rows), count, squeeze=False, sharex=True, sharey=True)
     for i, (row, (name, sounds)) in enumerate(zip(axes, rows.items(), strict=True)):
         for j, axis in enumerate(row):
@@ -74,7 +73,7 @@ def spectrograms(
                 axis.remove()
                 continue
             drawn = axis.imshow(
-                levels[name][j].T,
+                drawn_levels[name][j].T,
                 origin="lower",
                 aspect="auto",
                 extent=(0.0, sounds.shape[1] / sample_rate, 0.0, sample_rate / 2),
@@ -82,13 +81,27 @@ def spectrograms(
                 vmin=top - range_db,
                 vmax=top,
             )
-            place = j if isinstance(audio, dict) else i * columns + j
-            if labels is not None and (i == 0 or not isinstance(audio, dict)):
-                axis.set_title(str(labels[place]), fontsize="small", parse_math=False)
+            axis.grid(False)
+            if labels is not None and (i == 0 or not named):
+                axis.set_title(labels[j if named else i * columns + j], fontsize="small")
             if i == len(rows) - 1 or j >= len(list(rows.values())[i + 1]):
                 axis.set_xlabel("time (s)")
                 axis.tick_params(labelbottom=True)
-        begin = f"{name}\n" if isinstance(audio, dict) else ""
+        begin = f"{plain(name)}\n" if named else ""
         row[0].set_ylabel(f"{begin}frequency (Hz)")
     figure.colorbar(drawn, ax=[axis for axis in axes.ravel() if axis.figure is not None], label="level (dB)", pad=0.02)
     return finish(figure, path)
+
+
+def levels(sounds, window_size, hop):
+    """Levels over time and frequency, where a full tone has 0.
+
+    Args:
+        sounds: floats in [-1, 1], `(N, T)`.
+        window_size, hop: in samples.
+
+    Returns:
+        Decibels, an array `(N, frames, window_size / 2 + 1)`.
+    """
+    size = ops.convert_to_numpy(magnitude(*stft(sounds, window_size, hop), 1e-10))
+    return 20.0 * np.log10(size / (window_size / 4))
