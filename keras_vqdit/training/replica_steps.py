@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from keras_vqdit.layers.replicas import deferred_learning
+from keras_vqdit.training.compilation import compile_function
 from keras_vqdit.training.guard import FINE, all_finite, find_cause, steps_optimizer
 from keras_vqdit.training.stateless_optimizer import stateless
 
@@ -38,21 +39,23 @@ class ReplicaSteps:
     # === The function that `fit` and `evaluate` call ===
 
     def make_function(self, step_function, *, training):
-        import tensorflow as tf
-
         model, strategy = self.model, self.model.distribute_strategy
 
         def one_step(data):
             logs = strategy.run(step_function, args=(data,))
-            return tf.nest.map_structure(lambda value: strategy.reduce("MEAN", value, axis=None), logs)
+            # What all replicas counted, not the mean of what each did: one without examples has counted nothing.
+            counted = model.get_metrics_result()
+            return {
+                name: counted[name] if name in counted else strategy.reduce("MEAN", value, axis=None)
+                for name, value in logs.items()
+            }
 
         def start_layers(data):
             fine = strategy.run(self._start_layers, args=(data,))
             return strategy.experimental_local_results(fine)[0]
 
         if not model.run_eagerly:
-            one_step = tf.function(one_step, autograph=False)
-            start_layers = tf.function(start_layers, autograph=False)
+            one_step, start_layers = compile_function(one_step), compile_function(start_layers)
         one_step = model._autoconvert_optionals(one_step)
 
         def steps(iterator):
@@ -174,9 +177,7 @@ class ReplicaSteps:
             return function
         key = (name, *map(id, variables))
         if key not in self.programs:
-            import tensorflow as tf
-
-            self.programs[key] = tf.function(function, jit_compile=bool(self.model.jit_compile), autograph=False)
+            self.programs[key] = compile_function(function, jit_compile=bool(self.model.jit_compile))
         return self.programs[key]
 
     def _step(self, name, data):

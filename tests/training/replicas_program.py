@@ -156,7 +156,12 @@ def main(replicas, file, *names):
         with scope():
             model = make()
             model.compile(optimizer(), **compiling)
-        history = model.fit(data, batch_size=batch_size, epochs=4, shuffle=False, verbose=0, **fitting)
+        steps = Steps()
+        history = model.fit(
+            data, batch_size=batch_size, epochs=4, shuffle=False, verbose=0, callbacks=[steps], **fitting
+        )
+        for key in steps.logs[0]:
+            results[f"{name}/fit {key} after each step"] = [logs[key] for logs in steps.logs]
         for key, values in history.history.items():
             results[f"{name}/fit {key}"] = values
         data = IMAGES[: len(data)] if isinstance(data, np.ndarray) else data  # without the hole
@@ -175,6 +180,17 @@ def main(replicas, file, *names):
     if not names and replicas > 1:
         results.update(more_on_replicas(scope, file))
     np.savez(file, **results)
+
+
+class Steps(keras.callbacks.Callback):
+    """What callbacks are told after each step: as much as on one device, whatever replica counted it."""
+
+    def __init__(self):
+        super().__init__()
+        self.logs = []
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.logs.append({key: float(value) for key, value in logs.items()})
 
 
 def more(scope):

@@ -10,7 +10,7 @@ import pytest
 tf = pytest.importorskip("tensorflow")
 from tests.training.replicas_program import CASES, Penalised  # noqa: E402
 
-ON_FOUR = ("uneven last batch, sample weights", "labels, muon")
+ON_FOUR = ("uneven last batch, sample weights",)
 REPLICAS = {1: (), 2: (), 4: ON_FOUR}  # and the cases of each, all if none is named
 NOT_FINITE = "a batch that is not finite, gradient codebook"
 pytestmark = [pytest.mark.filterwarnings("ignore::DeprecationWarning"), pytest.mark.timeout(1200)]
