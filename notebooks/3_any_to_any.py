@@ -15,7 +15,7 @@
 # trained for: all of them are questions to **one** distribution. Here you
 #
 # - see the idea: the **codes** of all modalities as one sequence, **masked** at times of their own;
-# - **train** a small model of images and captions in about a minute, and measure what decides whether it learns;
+# - **train** a small model of images and captions in a minute or two, and measure what decides whether it learns;
 # - give the preset `multimodal_digits` **every task**, with pictures, spectrograms and players for what it says;
 # - **retrieve** by likelihoods, and see why the prior must be subtracted;
 # - choose **guidance and temperature** by a measurement instead of by taste;
@@ -49,7 +49,8 @@ kv.plotting.image_grid({f"image {i}": by_digit[i] for i in range(3)}, title="Rea
 # ## 1. The idea: one sequence, many masks
 #
 # A *tokenizer* turns an image, a sound or a text into a few integers, its **codes**, and back. (How such tokenizers
-# are trained is the subject of notebook 1.) The preset that we use from section 3 on brings three of them:
+# are trained is the subject of [notebook 1](1_vector_quantization.ipynb).) The preset that we use from section 3 on
+# brings three of them:
 
 # %%
 model = kv.MultimodalDiffusion.from_preset("multimodal_digits")
@@ -90,8 +91,8 @@ kv.plotting.code_maps(
 # with the right weight, that is a **bound of the likelihood**, in nats:
 #
 # $$
-# -\log p(x) \;\le\; \mathbb{E}_{t \sim U(0, 1)}\; \frac{p'(t)}{p(t)}
-# \sum_{i\ \text{masked}} -\log p_\theta(x_i \mid x_{\text{left}})
+# -\log p(x) \;\le\; \mathbb{E}_{t \sim U(0, 1)}\; \frac{p'(t)}{p(t)} \sum_{i\ \text{masked}} -\log p_\theta(x_i \mid
+# x_{\text{left}})
 # $$
 #
 # with $p(t)$ the probability of a mask, here $p(t) = t$. It is the cost of filling in the codes one at a time in a
@@ -255,7 +256,7 @@ kv.plotting.bars(
 # The preset took 80 minutes and fifteen times the images to learn both, in three languages.
 #
 # So for a first model of your own: **few codes, few ways to say the same, pairs**. Here is what the better one draws.
-# The digits are there, and the hand is shaky: a minute is a minute.
+# The digits are there, and the hand is shaky.
 
 # %%
 best = next(iter(small))
@@ -616,10 +617,10 @@ for (given, want), several in scores.items():
 #
 # ## 5. Guidance and temperature
 #
-# **Guidance** draws from logits that are pushed away from what the network would say without the condition:
-# $\ell = \ell_\varnothing + s\,(\ell_c - \ell_\varnothing)$; $s = 1$ is the model's own distribution. **Temperature**
-# scales the randomness of each code. Both buy fidelity and pay in variety, so measure both: fidelity by the judge,
-# variety by the mean distance between images of the same digit, in percent of what it is between real ones.
+# **Guidance** draws from logits that are pushed away from what the network would say without the condition: $\ell =
+# \ell_\varnothing + s\,(\ell_c - \ell_\varnothing)$; $s = 1$ is the model's own distribution. **Temperature** scales
+# the randomness of each code. Both buy fidelity and pay in variety, so measure both: fidelity by the judge, variety
+# by the mean distance between images of the same digit, in percent of what it is between real ones.
 
 # %%
 guidances, temperatures = ((1, 3), (0.8,)) if FAST else ((1, 1.5, 3, 6), (0.2, 0.8, 1.4))
@@ -671,10 +672,11 @@ kv.plotting.image_grid(
 
 # %% [markdown]
 # Read the two maps together, and take the setting with the most variety among those that are recognised as often as
-# you need. A little guidance buys nearly all of the fidelity; beyond that it only costs. A low temperature does not
-# end in ten clichés here, because the confidence sampler has a second source of chance: in which order the codes are
-# filled in (`noise`). With 50 images a cell, two percent is one image, so do not read more out of neighbours. (The
-# variety of real images is measured after the tokenizer, for no drawn image can differ in what the codes leave out.)
+# you need. A cooler temperature or a little guidance buys nearly all of the fidelity; more of both costs variety and
+# buys little. Cold does not end in ten clichés here, because the confidence sampler has a second source of chance:
+# the order in which the codes are filled in (`noise`). With 50 images a cell, two percent is one image, so do not
+# read more out of neighbours. (The variety of real images is measured after the tokenizer, for no drawn image can
+# differ in what the codes leave out.)
 #
 # ## 6. Where does an image look?
 #
@@ -738,7 +740,7 @@ kv.plotting.heatmap(
 )
 
 # %% [markdown]
-# At the digit, as it should: the other codes are the same for all ten.
+# At the digit, as it should, for the other codes are the same for all ten; and one head does nearly all of it.
 #
 # ## 7. A modality of your own
 #
@@ -823,7 +825,8 @@ kv.plotting.image_grid(
 )
 
 # %% [markdown]
-# And the way back: how much ink does an image have, as the model says, given its codes alone?
+# The amount is followed in order, if not to the decimal. And the way back: how much ink does an image have, as the
+# model says, given its codes alone?
 
 # %%
 guess = three.generate({"image": inked["test"]["image"][::20]}, ["ink"], **options)["ink"]
@@ -878,7 +881,7 @@ plt.show()
 # - **One objective, every task.** Codes of all modalities in one sequence, masked at times of their own:
 #   conditionals, marginals and the joint distribution come out of the same training, and new questions need no new
 #   model.
-# - **What is hard is to look at the condition.** Drawing from a caption is learnt in a minute, describing an image is
+# - **What is hard is to look at the condition.** Drawing from a caption is learnt in minutes, describing an image is
 #   not, unless the class is most of what there is to say. Few codes, few wordings and `pair_rate` decide what a small
 #   budget buys.
 # - **Think in words.** From image to speech, a detour through eight codes of text beats the direct way to 192 codes:
