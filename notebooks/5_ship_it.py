@@ -388,7 +388,7 @@ def eager(name):
 
 
 def xla(name):
-    return numpy_in_and_out(tf.function(model.endpoints()[name].function, jit_compile=True, autograph=False))
+    return numpy_in_and_out(kv.training.compile_function(model.endpoints()[name].function, jit_compile=True))
 
 
 def saved(name):
