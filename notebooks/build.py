@@ -19,8 +19,9 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
-NOTE = re.compile(
+NOTE = re.compile(  # what TensorFlow and LiteRT tell of the machine, whatever goes well
     r"I0000 [0-9:. ]+ |WARNING: All log messages before absl::InitializeLog|INFO: Created TensorFlow Lite"
+    r"|E0000 [0-9:. ]+ \w+\.cc:\d+\] (failed call to cuInit|oneDNN supports DT_HALF only)"
 )
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
