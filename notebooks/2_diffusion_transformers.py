@@ -21,7 +21,7 @@
 # - watch a digit arise, as an **animation**;
 # - ask whether the model **copies**, by the nearest neighbours among its training images.
 #
-# You need `pip install -e ".[digits]"`. It takes less than ten minutes on two cores.
+# You need `pip install -e ".[digits]"`. It takes seven minutes on two cores.
 
 # %%
 import os
@@ -46,7 +46,9 @@ if FAST:
 #
 # The tokenizer comes with the package: a VQ-VAE with 512 codes, trained on MNIST. `encode_latents` gives what its encoder says
 # *before* it is rounded to codes, normalised to mean 0 and variance 1 by statistics that are saved with its weights. That matters:
-# the noise of the diffusion process has variance 1, and the signal should be as loud.
+# the noise of the diffusion process has variance 1, and the signal should be as loud. (The tokenizer has seen all digits of this
+# notebook, which are among the 60,000 that MNIST has for training. The transformer will see 4,000 of them, and is measured on the
+# others.)
 
 # %%
 tokenizer = kv.VQVAE.from_preset("mnist_tokenizer")
@@ -58,8 +60,8 @@ kv.plotting.reconstructions(test_images, tokenizer.decode_latents(z), title="Lat
 # %% [markdown]
 # ## Schedules: how fast an image drowns
 #
-# A process mixes data and noise, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$. In this package $t = 0$ is data and $t = 1$ is noise, for
-# every process. What differs is how fast the signal goes.
+# A process mixes data and noise, $x_t = \alpha_t x_0 + \sigma_t \varepsilon$. In this package $t = 0$ is data and $t = 1$ is noise,
+# for every process. What differs is how fast the signal goes.
 
 # %%
 processes = {
@@ -95,15 +97,15 @@ kv.plotting.image_grid(
 
 # %% [markdown]
 # With the linear schedule nothing can be seen for the last third of the time: a network trained there learns from pure noise, and a
-# sampler wastes its steps. Cosine and rectified flow spread the loss of the signal over the whole time. Look at the end of the right
-# panel, too: the linear schedule stops at about −44 dB, which is not nothing. A model that has always seen a trace of the mean
-# at $t = 1$ is asked to start from noise that has none (`zero_terminal_snr=True` mends that).
+# sampler wastes its steps. Cosine and rectified flow spread the loss of the signal over the whole time. Look at the end of the
+# right panel, too: the linear and the sigmoid schedule stop at about −44 dB, which is not nothing. A model that has always seen a
+# trace of the mean at $t = 1$ is asked to start from noise that has none (`zero_terminal_snr=True` mends that).
 #
 # ## Targets: what the network is asked
 #
-# The network sees $x_t$ and may predict the noise $\varepsilon$, the clean example $x_0$, or a mix of both: $v = \alpha\varepsilon -
-# \sigma x_0$, or the velocity $\varepsilon - x_0$ of the rectified flow. Given $x_t$, one can be computed from another. As questions
-# they are different, as you see in the pictures.
+# The network sees $x_t$ and may predict the noise $\varepsilon$, the clean example $x_0$, or a mix of both:
+# $v = \alpha\varepsilon - \sigma x_0$, or the velocity $\varepsilon - x_0$ of the rectified flow. Given $x_t$, one can be computed
+# from another. As questions they are different, as you see in the pictures.
 
 # %%
 v, flow = kv.GaussianDiffusion("cosine", "v"), processes["rectified flow"]
@@ -129,7 +131,8 @@ kv.plotting.image_grid(
 # %% [markdown]
 # `v` glides from noise to the negative of the digit: at each time it asks for what cannot be read off $x_t$. The noise target asks
 # near $t = 1$ for what the input already is. That looks easy, and is the trap: the clean estimate is then
-# $(x_t - \sigma\hat\varepsilon)/\alpha$, so an error of the network is multiplied by $\sigma/\alpha$.
+# $(x_t - \sigma\hat\varepsilon)/\alpha$, where $\hat\varepsilon$ is what the network says, so an error of the network is multiplied
+# by $\sigma/\alpha$.
 
 # %%
 alpha, sigma = levels["cosine"]
@@ -152,8 +155,9 @@ kv.plotting.lines(
 #
 # `DiffusionTransformer` is the DiT of Peebles and Xie. Each of the 49 latents is a token. Time and class are embedded, added, and
 # turned by one layer a block into six vectors: a shift and a scale before attention and before the feed-forward layer, and a *gate*
-# behind each. That layer starts at zero, hence the name. So at the first step every gate is closed: the block is the identity, the
-# depth of the network costs nothing, and training opens the gates where they help.
+# behind each. Shift and scale take the place of the constants of layer normalisation, which so becomes *adaptive*: adaLN. The layer
+# that makes them starts at zero, hence the rest of the name. So at the first step every gate is closed: the block is the identity,
+# the depth of the network costs nothing, and training opens the gates where they help.
 
 # %%
 keras.utils.set_random_seed(0)
@@ -178,10 +182,11 @@ print(
 # The tokenizer is frozen, so latents need to be computed only once: `encode_latents` turns the data set of images into one of
 # latents. The rest is Keras. Three choices:
 #
-# - **Optimizer.** Muon for the matrices of the blocks, Adam for all else (`recipes.diffusion_optimizer`); on budgets as small as this
-#   one it needs fewer steps than AdamW. With a warm-up, and a cosine down to 1 %.
-# - **Label dropout.** One example in ten is trained without its label, so that one network knows both what a digit looks like and what a
-#   *three* looks like. Guidance needs the two.
+# - **Optimizer.** [Muon](https://kellerjordan.github.io/posts/muon/), which makes the update of a matrix nearly orthogonal, for the
+#   matrices of the blocks, Adam for all else (`recipes.diffusion_optimizer`); on budgets as small as this one it needs fewer steps
+#   than AdamW. With a warm-up, and a cosine down to 1 %.
+# - **Label dropout.** One example in ten is trained without its label, so that one network knows both what a digit looks like and
+#   what a *three* looks like. Guidance needs the two.
 # - **Average of the weights.** `generate` uses a moving average (`ema_decay`), which smooths out the last steps.
 
 # %%
@@ -201,9 +206,10 @@ model, history = fit(kv.RectifiedFlow(seed=0), 1 if FAST else 16)
 kv.plotting.training_curves(history, title="Rectified flow on latents")
 
 # %% [markdown]
-# The curve looks as if training was over after a third of the time. That deceives: much of the loss is noise that nobody can predict,
-# and what is left above it decides how the samples look. Split the loss by time. Near $t = 0$ the velocity asks for noise that is
-# hardly there, near $t = 1$ for a digit that is hardly there; what can be learnt lies between.
+# The curve looks as if training was over after a third of the time. That deceives: much of the loss is noise that nobody can
+# predict, and what is left above it decides how the samples look. Split the loss by time. Near $t = 0$ the velocity asks for noise
+# that is hardly there, and most of its variance of 1 remains; near $t = 1$ for a digit that is hardly there, of which the network
+# can tell the average of its class. That is a good deal of it.
 
 # %%
 z_test = np.asarray(tokenizer.encode_latents(test_images[:256]))
@@ -225,8 +231,8 @@ kv.plotting.lines(
 )
 
 # %% [markdown]
-# What became of the gates? Their mean size over time, for each block. Look at which blocks attend most, and at which end of the time
-# the feed-forward layers are open widest: the condition really does drive the network differently at each time.
+# What became of the gates? Their mean size over time, for each block. Look at which blocks attend most, and at which end of the
+# time the feed-forward layers are open widest: the condition really does drive the network differently at each time.
 
 # %%
 labels = np.zeros(len(grid), "int32")
@@ -271,8 +277,9 @@ def measure(model, **options):
 # %% [markdown]
 # ## Targets on the same budget
 #
-# Now the question from above can be measured: a quarter of the training each, everything else alike, twenty steps of the same
-# sampler, no guidance.
+# Now the question from above can be measured: a quarter of the training each, twenty steps of the same sampler, no guidance. The
+# first two differ in the target alone. The flow brings its own schedule, and its own distribution of times in training, which come
+# more often from the middle.
 
 # %%
 candidates = {
@@ -301,7 +308,16 @@ kv.plotting.bars(
 # ## Samplers
 #
 # A sampler walks from noise to data along the times it is given. Every sampler of the package takes every process, for it asks for
-# nothing but α and σ. What they cost is network evaluations: Heun takes two a step, the others one. So compare at the same number
+# nothing but α and σ:
+#
+# | | order | |
+# |---|---|---|
+# | `ddpm` | 1 | random: fresh noise at each step |
+# | `ddim`, `euler` | 1 | one and the same rule, of two schools: along the present prediction |
+# | `dpmpp_2m` | 2 | from the last two predictions |
+# | `heun` | 2 | goes there, looks, and takes the mean of both directions |
+#
+# What they cost is network evaluations: Heun takes two a step (but one in the last), the others one. So compare at the same number
 # of evaluations, without guidance.
 
 # %%
@@ -323,16 +339,17 @@ kv.plotting.lines(
 )
 
 # %% [markdown]
-# Two families. The *deterministic* samplers are nearly done after four to eight evaluations, whatever their order: the paths of a
-# rectified flow are almost straight, so there is little to gain from a better rule for the next step, and the small differences
-# among them are within what another seed would move. They follow the network faithfully, with its errors. *DDPM* adds fresh noise at each
-# step, which needs many steps to average out, and then corrects errors of the steps before: it starts worst, and ends best.
+# Two families. The *deterministic* samplers are nearly done after four to eight evaluations, whatever their order. The lines
+# between data and noise are straight by construction; what a sampler follows is their average, which need not be, but is nearly so
+# here. So there is little to gain from a better rule for the next step, and the small differences among them are within what
+# another seed would move. They follow the network faithfully, with its errors. *DDPM* adds fresh noise at each step. With four
+# steps that is too much, and it is the worst; from eight on it is the best, for it corrects errors of the steps before.
 #
 # ## Steps × guidance
 #
-# Classifier-free guidance goes beyond the conditional prediction, away from the unconditional one: $\hat x = x_{\text{without}} + w\,
-# (x_{\text{with}} - x_{\text{without}})$. A weight of 1 is no guidance. More weight makes digits more typical of their class, and
-# all alike in the end. Two tables, one for each side of that trade:
+# Classifier-free guidance goes beyond the conditional prediction, away from the unconditional one:
+# $\hat x = x_{\text{without}} + w\,(x_{\text{with}} - x_{\text{without}})$. A weight of 1 is no guidance. More weight makes digits
+# more typical of their class, and all alike in the end. Two tables, one for each side of that trade:
 
 # %%
 steps, weights = ((3,), (1.0, 2.0)) if FAST else ((3, 5, 10, 20), (1.0, 1.5, 2.0, 3.0))
@@ -344,10 +361,10 @@ kv.plotting.heatmap(100 * grid[..., 0], **axes, unit="recognised (%)", format="{
 kv.plotting.heatmap(grid[..., 1], **axes, unit="Fréchet distance", format="{:.2f}", title="Distance to real digits")
 
 # %% [markdown]
-# The best column is not the same in both: guidance makes almost every digit right, and then drives the distribution away from
-# that of real digits. Choose it by the distance if you want the variety of real data, and by fidelity if each single image has to
-# be right. In the column without guidance fewer steps look *better* to the judge, and are farther from the data: a sampler that
-# takes few steps stays near the average of the class, which is easy to recognise.
+# The best column is not the same in both: guidance makes almost every digit right, and then drives the distribution away from that
+# of real digits. Choose it by the distance if you want the variety of real data, and by fidelity if each single image has to be
+# right. In the column without guidance fewer steps look *better* to the judge: a sampler that takes few steps stays near the
+# average of the class, which is easy to recognise. Only with three steps does the distance tell; from five on it hardly changes.
 #
 # ## How a digit arises
 #
@@ -366,9 +383,9 @@ kv.plotting.trajectory(
 )
 
 # %% [markdown]
-# The first estimate is the average of all that may still come. (In pixels it would be a blur; here the codebook snaps it to strokes,
-# so it is a plain, typical digit.) Then the large strokes are settled, and what is individual comes last. For good or ill: loops and
-# extra strokes are decided late.
+# The first estimate is the average of all that may still come, and guidance pushes it on. (In pixels it would be a blur; here the
+# codebook snaps it to strokes, which makes a digit of it, plain or garbled.) Then the large strokes are settled, and what is
+# individual comes last. For good or ill: loops and extra strokes are decided late.
 #
 # ## Where the network looks
 #
@@ -386,8 +403,8 @@ kv.plotting.attention_maps(
 # %% [markdown]
 # ## Does it copy?
 #
-# A model with hundreds of thousands of weights could remember 4,000 digits. Take what it draws, and look for the nearest training image, in
-# pixels and in the features of the judge.
+# A model with hundreds of thousands of weights could remember 4,000 digits. Take what it draws, and look for the nearest training
+# image, in pixels and in the features of the judge.
 
 # %%
 train_features = features.predict(train_images, batch_size=250, verbose=0)
@@ -433,9 +450,9 @@ kv.plotting.lines(
 )
 
 # %% [markdown]
-# If the curve of the drawn digits lay on that of the copies, the model would have memorised. If it lies near that of the test digits,
-# what it draws is as new as new handwriting is. (Somewhat nearer is to be expected: guidance draws the typical, and the typical has
-# more neighbours.)
+# If the curve of the drawn digits lay on that of the copies, the model would have memorised. If it lies near that of the test
+# digits, what it draws is as new as new handwriting is. (Somewhat nearer is to be expected: guidance draws the typical, and the
+# typical has more neighbours.)
 #
 # And the figure to take home:
 
@@ -448,10 +465,11 @@ kv.plotting.image_grid(everything, row_labels=range(10), title="A hundred digits
 #
 # - **Normalise the latents.** The process adds noise of variance 1, so the signal should have variance 1; the tokenizer keeps the
 #   statistics with its weights.
-# - **Ask a question that has an answer at every time.** v and the flow's velocity do; noise prediction multiplies its errors where
-#   the signal is weak.
+# - **Ask a question whose errors stay small.** With v and the flow's velocity an error of the network is at most as large in the
+#   clean estimate; noise prediction multiplies it where the signal is weak.
 # - **adaLN-zero starts as nothing**, and opens its gates where they help: depth is free at the start.
 # - **A flat loss curve is not the end.** Much of the loss cannot be learnt. Judge drawn samples instead, and save a judge for it.
-# - **Few steps are enough** for a deterministic sampler on a rectified flow; if you can afford many, DDPM corrects itself.
+# - **Few steps are enough** for a deterministic sampler on a rectified flow; from eight on DDPM did better here, for it corrects
+#   itself.
 # - **Guidance trades variety for fidelity.** Look at both tables before you choose.
 # - **Look for copies**, with yardsticks for what new and copied would look like.

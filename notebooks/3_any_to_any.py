@@ -11,8 +11,8 @@
 # %% [markdown]
 # # Any to any: images, speech and text in one model
 #
-# One transformer that draws what you write, says what it sees, and writes down what it hears. None of these tasks is
-# trained for: all of them are questions to **one** distribution. Here you
+# One transformer that draws what you write, says what it sees, and writes down what it hears. None of these tasks has
+# a network or a loss of its own: all of them are questions to **one** distribution. Here you
 #
 # - see the idea: the **codes** of all modalities as one sequence, **masked** at times of their own;
 # - **train** a small model of images and captions in a minute or two, and measure what decides whether it learns;
@@ -91,11 +91,11 @@ kv.plotting.code_maps(
 # with the right weight, that is a **bound of the likelihood**, in nats:
 #
 # $$
-# -\log p(x) \;\le\; \mathbb{E}_{t \sim U(0, 1)}\; \frac{p'(t)}{p(t)}
+# -\log p(x) \;\le\; \mathbb{E}_{t \sim U(0, 1),\ \text{masks}}\; \frac{m'(t)}{m(t)}
 # \sum_{i\ \text{masked}} -\log p_\theta(x_i \mid x_{\text{left}})
 # $$
 #
-# with $p(t)$ the probability of a mask, here $p(t) = t$. It is the cost of filling in the codes one at a time in a
+# with $m(t)$ the probability of a mask, here $m(t) = t$. It is the cost of filling in the codes one at a time in a
 # random order. So the loss is no heuristic: it ranks models, and below it will rank candidates.
 #
 # The step to many modalities is small: **each has a time of its own**. A modality at $t = 0$ is a condition; one at
@@ -248,9 +248,9 @@ kv.plotting.bars(
 )
 
 # %% [markdown]
-# Both suffer from the eight wordings, and describing suffers most. The model has learnt to *write captions*,
-# well-formed ones, and has hardly begun to look at the image. The reason is the signal. With one caption a digit, all
-# codes but one are always the same, so whatever the loss still costs **is** the digit. With eight, the digit sits at
+# Both suffer from the eight wordings, and describing suffers most. The model has learnt what captions are like, and
+# has hardly begun to look at the image. We think that the reason is the signal. With one caption a digit, all codes
+# but one are always the same, so whatever the loss still costs **is** the digit. With eight, the digit sits at
 # several places, as a word or a numeral, among codes that are uncertain for reasons of their own: the gradient that
 # says "look at the image" is drowned by the one that says "a caption that begins with *the* goes on with *digit*".
 # The preset took 80 minutes and fifteen times the images to learn both, in three languages.
@@ -407,8 +407,9 @@ Markdown(f"| an image of | is described as |\n|---|---|\n{table}\n\nThe right di
 # ### Image → speech, direct and in words first
 #
 # Every modality that is drawn becomes a condition for the next one, so the model can be made to *think in words*:
-# `through="text"` draws a caption of the image, then speech given image and caption. A caption is eight codes, speech
-# is 192: to decide what the image shows costs fewer steps there.
+# `through="text"` draws a caption of the image, then speech given image and caption. In a caption one code names the
+# digit. In speech 192 codes have to agree on it, a dozen of which are drawn in each step, without knowing of one
+# another. So it is decided more safely in words, for 16 more steps.
 
 # %%
 count = 1 if FAST else 4
@@ -448,8 +449,8 @@ kv.plotting.image_grid(
 # %% [markdown]
 # ### Infilling
 #
-# A part of an image is given, the rest is drawn: alone, in words first, or with a caption that *you* choose. A
-# mask is `True` where to draw.
+# A part of an image is given, the rest is drawn: alone, in words first, or with a caption that *you* choose. A mask
+# is `True` where to draw.
 
 # %%
 lower = np.repeat(np.arange(28)[:, None] >= 16, 28, axis=1)  # rows of four pixels are rows of codes
@@ -597,9 +598,9 @@ kv.plotting.bars(
 
 # %% [markdown]
 # Where the candidates are captions, all of them are about as likely as one another, and the prior hardly matters. For
-# images it decides, and for speech it is everything: without it the same take wins for every caption. Speech is also
-# where few masks cost most: its bound is a sum over 192 codes, and the few nats that tell the digit stand against the
-# hundreds that tell the voice.
+# images it decides, and for speech it is everything: without it the same take wins for every caption. Speech is
+# probably also where few masks cost most: its bound is a sum over 192 codes, and the few nats that tell the digit
+# stand against the hundreds that tell the voice.
 #
 # The mean of the diagonal looks like an estimate of the **mutual information** of two modalities. Is it? A digit of
 # ten holds $\log_2 10 = 3.3$ bits, and there is nothing else to tell, so 3.3 bits is the most that any pair can
@@ -611,16 +612,18 @@ for (given, want), several in scores.items():
     print(f"{given} tells about {want}: {kv.metrics.bits_per_token(nats):.1f} bits")
 
 # %% [markdown]
-# More than there is to tell, and different in the two directions: both terms are bounds, and their slack differs. The
-# network is worse at images without a caption than with one, and what it loses there is counted as information. So
-# use such differences to **rank**, where the slack of a query's candidates is much the same, and not as an amount.
+# Three of the four are more than there is to tell, and the two directions of images and text, which should be equal,
+# are not: both terms are bounds, and their slack differs. The network is worse at images without a caption than with
+# one, and what it loses there is counted as information. So use such differences to **rank**, where the slack of a
+# query's candidates is much the same, and not as an amount.
 #
 # ## 5. Guidance and temperature
 #
 # **Guidance** draws from logits that are pushed away from what the network would say without the condition:
-# $\ell = \ell_\varnothing + s\,(\ell_c - \ell_\varnothing)$; $s = 1$ is the model's own distribution. **Temperature**
-# scales the randomness of each code. Both buy fidelity and pay in variety, so measure both: fidelity by the judge,
-# variety by the mean distance between images of the same digit, in percent of what it is between real ones.
+# $\ell = \ell_\varnothing + s\,(\ell_c - \ell_\varnothing)$, with $\ell_c$ the logits with the condition and
+# $\ell_\varnothing$ those without; $s = 1$ is the model's own distribution. **Temperature** scales the randomness of
+# each code. Both buy fidelity and pay in variety, so measure both: fidelity by the judge, variety by the mean
+# distance between images of the same digit, in percent of what it is between real ones.
 
 # %%
 guidances, temperatures = ((1, 3), (0.8,)) if FAST else ((1, 1.5, 3, 6), (0.2, 0.8, 1.4))
@@ -672,10 +675,10 @@ kv.plotting.image_grid(
 
 # %% [markdown]
 # Read the two maps together, and take the setting with the most variety among those that are recognised as often as
-# you need. A cooler temperature or a little guidance buys nearly all of the fidelity; more of both costs variety and
-# buys little. Cold does not end in ten clichés here, because the confidence sampler has a second source of chance:
-# the order in which the codes are filled in (`noise`). With 50 images a cell, two percent is one image, so do not
-# read more out of neighbours. (The variety of real images is measured after the tokenizer, for no drawn image can
+# you need. A cooler temperature or a little guidance buys nearly all of the fidelity; cold and a guidance of 3 cost
+# variety and buy little. Cold does not end in ten clichés here, because the confidence sampler has a second source of
+# chance: the order in which the codes are filled in (`noise`). With 50 images a cell, two percent is one image, so do
+# not read more out of neighbours. (The variety of real images is measured after the tokenizer, for no drawn image can
 # differ in what the codes leave out.)
 #
 # ## 6. Where does an image look?
@@ -719,10 +722,10 @@ print("Attention that looks everywhere alike:", evenly)
 
 # %% [markdown]
 # The condition is read **early**. In the first layer the eight codes of a caption get several times the share of
-# their number, and from the second on next to nothing; speech, which has to be understood first, is read for longer;
-# the upper layers look at the image alone. There the image's own masks pass on what they have read, and agree on
-# strokes. (Positions that are masked, such as all of speech in the left panel, are looked at, too: a mask is a code
-# like any other.)
+# their number, and from the second on next to nothing. Masked positions are looked at, too, for a mask is a code like
+# any other: so the left panel, where speech is masked, is the control of the middle one. What speech gets beyond that
+# it gets in the first layer, and a little in the third. The upper layers look at the image alone. There the image's
+# own masks pass on what they have read, and agree on strokes.
 #
 # And *which* of the eight codes? The first layer, a row for each head:
 
@@ -885,8 +888,8 @@ plt.show()
 # - **Think in words.** From image to speech, a detour through eight codes of text beats the direct way to 192 codes:
 #   `through="text"`.
 # - **Rank by what the query adds.** Without subtracting the prior, retrieval of images and speech ranks plainness.
-# - **Guidance and temperature buy fidelity with variety.** Draw the two maps for your model before you choose; the
-#   card is the place to write the choice down.
+# - **Guidance and temperature buy fidelity with variety**, up to a point. Draw the two maps for your model before you
+#   choose; the card is the place to write the choice down.
 # - **Judge by something else than the model**: a classifier of real images is trained in half a minute. Where there
 #   is none, going round (caption → image → speech → caption) finds what is broken, but not what is broken
 #   consistently.
