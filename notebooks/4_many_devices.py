@@ -24,7 +24,7 @@
 #
 # It needs `pip install -e ".[digits,notebooks]"`, no GPU and no network: TensorFlow makes two devices of one CPU. What
 # is shown to be exact on these knows nothing of the kind of device; speed does, and is measured here for this CPU
-# alone. About five minutes on two CPU cores, most of it XLA compiling.
+# alone. Four minutes on two CPU cores, most of it XLA compiling.
 
 # %% [markdown]
 # ## Two devices out of one CPU
@@ -54,6 +54,7 @@ import tensorflow as tf
 import keras_vqdit as kv
 
 FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # everything runs, little is learnt: for tests
+tf.get_logger().setLevel("WARNING")  # no note on each sum over the devices
 
 strategy = kv.training.make_strategy("mirrored", ["cpu:0", "cpu:1"])
 print("replicas:", strategy.num_replicas_in_sync)
@@ -351,9 +352,9 @@ kv.plotting.lines(panels, xlabel="step", ylabel="relative difference", log_y=Tru
 
 # %% [markdown]
 # Read the figure from above. What a step teaches is orders of magnitude larger than the difference between one device
-# and two, and that lies where the control lies: two replicas differ from one device as one device differs from itself
-# when it adds in another order. Nothing blows up over the steps, although codes were drawn anew. To count those: codes
-# that moved in one step farther than the whole codebook is wide (its standard deviation).
+# and two, and for the transformer that lies where the control lies: two replicas differ from one device as one device
+# differs from itself when it adds in another order. Nothing blows up over the steps, although codes were drawn anew.
+# To count those: codes that moved in one step farther than the whole codebook is wide (its standard deviation).
 
 # %%
 tables = [table for (table,) in one.codebooks]
@@ -405,13 +406,13 @@ print(f"largest relative difference of the weights: {difference(*ends):.1e}")
 # agree, too: `perplexity` comes from counts that are added up over the replicas.
 #
 # Only layers that look at other examples of the batch are another matter: `BatchNormalization` normalises by the
-# examples of its own replica, as everywhere in Keras. The layers of this package treat each example by itself.
+# examples of its own replica, as is Keras's default. The layers of this package treat each example by itself.
 
 # %% [markdown]
 # ## What it costs
 #
-# Two logical devices share the cores that one device has to itself, so a CPU can gain nothing from them: equal would
-# be the best outcome. They are for tests, before you rent the real thing. `kv.training.Throughput()` adds
+# Two logical devices share the cores that one device has to itself, so do not expect a gain: at best two programs keep
+# the cores busier than one does. They are for tests, before you rent the real thing. `kv.training.Throughput()` adds
 # `samples_per_second` to the logs. The programs above are compiled already; we let them train in turns, so that other
 # work on the machine meets all alike, and take the best epoch of each.
 
@@ -436,9 +437,10 @@ kv.plotting.bars(speeds, xlabel="examples a second", format="{:,.0f}", title=tit
 
 # %% [markdown]
 # These models are tiny on purpose, so the bars show the price of talking: a step on replicas is two programs and an
-# exchange instead of one program. The longer a step takes, the smaller is the share of that price; `python -m
-# benchmarks devices` measures it with a model of more usual size. On GPUs of your own, measure with your own model
-# before you believe anybody's number.
+# exchange instead of one program. (With other work on the machine we have seen the bars of the transformer change
+# places: two programs get more of the cores than one.) The longer a step takes, the smaller is the share of that price;
+# `python -m benchmarks devices` measures it with a model of more usual size. On GPUs of your own, measure with your own
+# model before you believe anybody's number.
 
 # %% [markdown]
 # ## Resume after a kill
@@ -744,8 +746,8 @@ label = "time of a step, 10th percentile (ms)"
 kv.plotting.bars(times, xlabel=label, format="{:.0f}", title="Time of a step by precision")
 
 # %% [markdown]
-# Were half precision on this CPU what it is on hardware made for it, its bars would be half as long as those of
-# float32. They are not: whether a CPU gains or loses depends on its instructions and on the compiler, and a
+# Were half precision on this CPU what it is on hardware made for it, its bars would be at most half as long as those
+# of float32. They are not: whether a CPU gains or loses depends on its instructions and on the compiler, and a
 # measurement like this one tells. On a CPU mixed precision is for testing a program, or for memory.
 #
 # On a GPU or TPU with units for half precision both memory and time are what it is for, the more the larger the
@@ -820,4 +822,5 @@ kv.plotting.bars(agreement, xlabel=unit, format="{:.1f}", title="What changes th
 #   in the data.
 # - Mixed precision moves the loss of the median step less than one batch differs from the next, and the variables stay
 #   float32. What it saves depends on the hardware and the compiler: measure memory and time where you will train.
-# - Two logical devices of one CPU are no faster than one. They are how a program for many GPUs is tested on a laptop.
+# - Two logical devices of one CPU bring no core that one does not have. They are how a program for many GPUs is tested
+#   on a laptop.

@@ -21,7 +21,7 @@
 # - **Serving**: batches, fixed shapes, warm-up, what to pin, and what must go along.
 #
 # It needs `pip install -e ".[notebooks]"`, for LiteRT without TensorFlow also `pip install ai-edge-litert`; what is
-# not installed is left out. It trains nothing and downloads nothing. It takes about five minutes on two CPU cores.
+# not installed is left out. It trains nothing and downloads nothing. It takes four minutes on two CPU cores.
 
 # %%
 import hashlib
@@ -213,7 +213,8 @@ except ValueError as error:
 # %% [markdown]
 # (The first line of the output is from our own call of the layer.) Keras's safe mode, its default, would refuse this
 # file as well. The package goes further: a configuration may name only classes from a list, none of which runs code
-# or reads files from a configuration, and can never name a module to import.
+# or reads files from a configuration, and those that your own program has registered; it can never name a module to
+# import.
 #
 # The second attack is a small file that asks for a large machine: a codebook of sixteen million codes, with checksums
 # that are right.
@@ -322,8 +323,9 @@ for wrong in ({"labels": [12]}, {"labels": [1], "num_steps": 1000}):
 # %% [markdown]
 # ## 4. LiteRT and ONNX: no TensorFlow
 #
-# These two get a file for each endpoint but `sample`: a sampler is a loop, which they would have to unroll. A format
-# whose converter is not installed is left out, here and in all that follows.
+# These two get a file for each endpoint but `sample`: they run the network, and the loop around it, some ten lines,
+# is written in the language of the application. A format whose converter is not installed is left out, here and in
+# all that follows.
 
 # %%
 formats = {"litert": True, "onnx": importlib.util.find_spec("tf2onnx") is not None}
@@ -561,8 +563,8 @@ def latencies(calls, rounds, turns=2):
 
 # %% [markdown]
 # One example at a time, then 32. With 8 bits only `denoise` is another file. For `sample`, ten digits by twenty steps
-# with guidance, Keras runs `generate` and the SavedModel its own `sample`; for the others the sampler of ten lines
-# runs the loop. It is long enough to warm itself up.
+# with guidance, Keras with XLA runs `generate` and the SavedModel its own `sample`; for the others the sampler of ten
+# lines runs the loop. It is long enough to warm itself up.
 
 # %%
 ONE, MANY = 1, 32
