@@ -71,7 +71,7 @@ class Autoencoder(FromPreset, DistributedModel):
 
     # === Shapes ===
 
-    def build_if_known(self):
+    def _build_if_known(self):
         """Build at once where the encoder knows the shape of its input, so that a wrong encoder is told at construction."""
         if len(getattr(self.encoder, "inputs", None) or ()) == 1:
             self.build(tuple(self.encoder.inputs[0].shape))
@@ -98,7 +98,7 @@ class Autoencoder(FromPreset, DistributedModel):
 
     def data_shape(self, input_shape):
         """The shape of the data, from that of an input or of a dict of inputs."""
-        return tuple(self.pick(input_shape))
+        return tuple(self._pick(input_shape))
 
     def compute_latent_shape(self, input_shape):
         """Shape of the latents `(B, *grid, latent_channels)` of data of a shape.
@@ -114,7 +114,7 @@ class Autoencoder(FromPreset, DistributedModel):
 
     # === Data ===
 
-    def pick(self, inputs):
+    def _pick(self, inputs):
         """The entry of the modality, where the inputs are a dict."""
         if not isinstance(inputs, dict):
             return inputs
@@ -125,9 +125,9 @@ class Autoencoder(FromPreset, DistributedModel):
             )
         return inputs[self.modality]
 
-    def data(self, inputs):
+    def _data(self, inputs):
         """The data as float32, out of a dict or not."""
-        x = check_float(self.pick(inputs))
+        x = check_float(self._pick(inputs))
         if not self.built:  # the tokenizer's methods may come before any call
             self.build((None, *x.shape[1:]))
         return x
@@ -150,13 +150,13 @@ class Autoencoder(FromPreset, DistributedModel):
     # Keras drops sample weights silently where there is no `y`.
 
     def fit(self, x=None, y=None, *args, sample_weight=None, validation_data=None, **kwargs):
-        y = self.pick(x) if y is None and sample_weight is not None else y
+        y = self._pick(x) if y is None and sample_weight is not None else y
         if isinstance(validation_data, (tuple, list)) and len(validation_data) == 3 and validation_data[1] is None:
-            validation_data = (validation_data[0], self.pick(validation_data[0]), validation_data[2])
+            validation_data = (validation_data[0], self._pick(validation_data[0]), validation_data[2])
         return super().fit(x, y, *args, sample_weight=sample_weight, validation_data=validation_data, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, sample_weight=None, **kwargs):
-        y = self.pick(x) if y is None and sample_weight is not None else y
+        y = self._pick(x) if y is None and sample_weight is not None else y
         return super().evaluate(x, y, *args, sample_weight=sample_weight, **kwargs)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -180,14 +180,14 @@ class Autoencoder(FromPreset, DistributedModel):
 
     def target(self, x, y, reconstruction):
         """What the reconstruction is compared with: `y` where there is one, else the data themselves."""
-        target = self.pick(x if y is None else y)
+        target = self._pick(x if y is None else y)
         shapes = tuple(target.shape), tuple(reconstruction.shape)
         if not fits(*shapes):
             raise ValueError(
                 "The target must have the shape of the reconstruction: an auto-encoder needs no labels, "
                 f"`fit(x)` is enough. Received: a target of shape {shapes[0]}, a reconstruction of shape {shapes[1]}"
             )
-        return self.data(target)
+        return self._data(target)
 
     # === Latent statistics ===
 
@@ -207,8 +207,8 @@ class Autoencoder(FromPreset, DistributedModel):
         """
         batch_size = positive_integer("batch_size", batch_size)
         count, total, squares = 0, 0.0, 0.0
-        for batch in _batches(data, self.pick, batch_size):
-            z = ops.convert_to_numpy(ops.cast(self.posterior_mean(self.data(batch)), "float32")).astype("float64")
+        for batch in _batches(data, self._pick, batch_size):
+            z = ops.convert_to_numpy(ops.cast(self.posterior_mean(self._data(batch)), "float32")).astype("float64")
             z = z.reshape(-1, z.shape[-1])
             count, total, squares = count + len(z), total + z.sum(axis=0), squares + (z * z).sum(axis=0)
         if not count:
@@ -233,7 +233,7 @@ class Autoencoder(FromPreset, DistributedModel):
         Returns:
             Latents `(B, *grid, latent_channels)`, float32.
         """
-        return self.statistics(self.posterior_mean(self.data(x)))
+        return self.statistics(self.posterior_mean(self._data(x)))
 
     # === Saving ===
 

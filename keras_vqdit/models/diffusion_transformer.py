@@ -212,6 +212,7 @@ class DiffusionTransformer(DistributedModel):
         >>> tuple(model.attention_scores(np.zeros((1, 7, 7, 4), "float32")).shape)
         (3, 1, 2, 49, 49)
         """
+        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
         if not self.built:
             self.build(keras.tree.map_structure(lambda value: value.shape, inputs))
         scores = []

@@ -90,7 +90,7 @@ class VAE(Autoencoder):
         number("kl_weight", kl_weight, 0)
         self.latent_dim, self.kl_weight, self.seed = latent_dim, kl_weight, seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self.build_if_known()
+        self._build_if_known()
 
     @classmethod
     def from_size(cls, name, *, latent_dim=None, kl_weight=1e-3, modality="image", seed=None, dtype=None, **overrides):
@@ -146,7 +146,7 @@ class VAE(Autoencoder):
         )
 
     def call(self, inputs, training=False):
-        mean, log_variance = self.posterior(self.data(inputs), training=training)
+        mean, log_variance = self.posterior(self._data(inputs), training=training)
         z = mean
         if training:
             if self.trainable:
@@ -169,7 +169,7 @@ class VAE(Autoencoder):
 
     def encode(self, x):
         """The mean of the latents `(B, …, latent_dim)` of data or of a dict with the modality, not normalised."""
-        return self.posterior_mean(self.data(x))
+        return self.posterior_mean(self._data(x))
 
     def decode(self, z):
         """Decode latents as `encode` gives them."""

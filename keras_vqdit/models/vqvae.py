@@ -89,7 +89,7 @@ class VQVAE(Autoencoder):
         self.num_levels = getattr(quantizer, "num_levels", None)  # of a `ResidualQuantizer`
         self.usage = CodebookUsage(num_embeddings, self.num_levels, name="codebook_usage")
         self.perplexity = CodebookPerplexity(num_embeddings, self.num_levels, name="perplexity")
-        self.build_if_known()
+        self._build_if_known()
 
     @classmethod
     def from_size(cls, name, *, quantizer=None, modality="image", dtype=None, **overrides):
@@ -142,7 +142,7 @@ class VQVAE(Autoencoder):
             self.vq.build(latent_shape)
 
     def call(self, inputs, training=False):
-        z = self.encoder(self.data(inputs), training=training)
+        z = self.encoder(self._data(inputs), training=training)
         if training and self.trainable:
             self.statistics.update(z)
         quantized, error = self.vq(z, training=training)
@@ -170,7 +170,7 @@ class VQVAE(Autoencoder):
         Returns:
             Codes, int32 `(B, *code_shape)`: `(B, *grid)`, with a `ResidualQuantizer` of L levels `(B, *grid, L)`.
         """
-        return self.vq.encode(self.posterior_mean(self.data(x)))
+        return self.vq.encode(self.posterior_mean(self._data(x)))
 
     def decode(self, codes):
         """Decode codes into data: `decode(encode(x))` is `call(x)[0]`.
