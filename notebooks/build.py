@@ -1,6 +1,6 @@
 """Run the notebooks: each `N_name.py` is the source, the `.ipynb` beside it is the same with its outputs.
 
-    python notebooks/build.py                   # all of them, anew: some 40 minutes on two cores
+    python notebooks/build.py                   # all of them, anew: half an hour on two cores
     python notebooks/build.py 2_diffusion       # those whose name begins so
     python notebooks/build.py --fast --out tmp  # quickly, elsewhere: what the tests do
 
