@@ -21,7 +21,7 @@
 # - watch a digit arise, as an **animation**;
 # - ask whether the model **copies**, by the nearest neighbours among its training images.
 #
-# You need `pip install -e ".[digits]"`. It takes seven minutes on two cores.
+# You need `pip install -e ".[notebooks]" jupyterlab`. It takes seven minutes on two cores.
 
 # %%
 import os
@@ -33,7 +33,7 @@ import numpy as np
 
 import keras_vqdit as kv
 
-FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # everything runs, little is learnt: for tests
+FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # for tests of this notebook; read over it
 
 train, test = kv.data.load("mnist_5k", batch_size=64)
 test_images, test_labels = kv.recipes.to_arrays(test), kv.recipes.to_arrays(test, "label")
@@ -105,7 +105,8 @@ kv.plotting.image_grid(
 #
 # The network sees $x_t$ and may predict the noise $\varepsilon$, the clean example $x_0$, or a mix of both:
 # $v = \alpha\varepsilon - \sigma x_0$, or the velocity $\varepsilon - x_0$ of the rectified flow. Given $x_t$, one can be computed
-# from another. As questions they are different, as you see in the pictures.
+# from another. As questions they are different, as you see in the pictures. (The first row is of the cosine schedule, as noise,
+# clean and v are asked with it; the flow sees a mixture of its own.)
 
 # %%
 v, flow = kv.GaussianDiffusion("cosine", "v"), processes["rectified flow"]
@@ -210,6 +211,8 @@ kv.plotting.training_curves(history, title="Rectified flow on latents")
 # predict, and what is left above it decides how the samples look. Split the loss by time. Near $t = 0$ the velocity asks for noise
 # that is hardly there, and most of its variance of 1 remains; near $t = 1$ for a digit that is hardly there, of which the network
 # can tell the average of its class. That is a good deal of it.
+#
+# (Called with a dict that holds times and noise as well, the model uses those instead of drawing its own, and returns its losses.)
 
 # %%
 z_test = np.asarray(tokenizer.encode_latents(test_images[:256]))
@@ -231,15 +234,14 @@ kv.plotting.lines(
 )
 
 # %% [markdown]
-# What became of the gates? Their mean size over time, for each block. Look at which blocks attend most, and at which end of the
-# time the feed-forward layers are open widest: the condition really does drive the network differently at each time.
+# What became of the gates? Their mean size over time, for each block, here for the label 0.
 
 # %%
 labels = np.zeros(len(grid), "int32")
 condition = model.network.time_embedding(model.process.network_time(grid)) + model.network.label_embedding(labels)
 gates = {"Attention": {}, "Feed-forward": {}}
 for i, block in enumerate(model.network.blocks):
-    parts = np.split(np.abs(np.asarray(block.modulation(keras.ops.silu(condition)))), 6, axis=-1)
+    parts = np.split(np.abs(np.asarray(block.modulation(keras.ops.silu(condition)))), 6, axis=-1)  # gates: 2 and 5
     gates["Attention"][f"block {i + 1}"] = (grid, parts[2].mean(axis=-1))
     gates["Feed-forward"][f"block {i + 1}"] = (grid, parts[5].mean(axis=-1))
 kv.plotting.lines(
@@ -247,11 +249,17 @@ kv.plotting.lines(
 )
 
 # %% [markdown]
+# Blocks 3 and 4 attend about twice as much as blocks 1 and 2, and the feed-forward layers are open widest near the data: the
+# condition really does drive the network differently at each time.
+#
 # ## A judge
 #
 # Looking at samples is necessary and not enough. A small classifier of real digits says two things about drawn ones: whether it
 # recognises the digit that was asked for (**fidelity**), and how far the distribution of its features is from that of real digits
-# (the **Fréchet distance**, which also notices a lack of variety). It is trained for a minute, and never sees a drawn digit.
+# (the **Fréchet distance**, which also notices a lack of variety). It is trained for half a minute, and never sees a drawn digit.
+# Mind what it can not say: "none of the ten". It calls a blob by the digit that it is least unlike, and drawn digits are more
+# typical than written ones, so that it may recognise more of them than of real ones. That is why you want the distance too, and
+# your own eyes.
 
 # %%
 judge_data = kv.data.load("mnist_5k", batch_size=128)[0]
@@ -305,6 +313,9 @@ kv.plotting.bars(
 )
 
 # %% [markdown]
+# The noise target is clearly the worst of the three, above all by the distance. v and the flow are too close for 200 samples of one
+# training to tell them apart. We go on with the flow, whose formulas are the simplest.
+#
 # ## Samplers
 #
 # A sampler walks from noise to data along the times it is given. Every sampler of the package takes every process, for it asks for
@@ -343,13 +354,15 @@ kv.plotting.lines(
 # between data and noise are straight by construction; what a sampler follows is their average, which need not be, but is nearly so
 # here. So there is little to gain from a better rule for the next step, and the small differences among them are within what
 # another seed would move. They follow the network faithfully, with its errors. *DDPM* adds fresh noise at each step. With four
-# steps that is too much, and it is the worst; from eight on it is the best, for it corrects errors of the steps before.
+# steps that is too much, and it is the worst; from eight on it is the best, for it corrects errors of the steps before. (200
+# samples and one seed: with guidance, on all of MNIST, DPM-Solver++ was as good with 20 steps as DDPM with 250, says
+# `docs/results.md`. It is what `generate` uses by itself.)
 #
 # ## Steps × guidance
 #
 # Classifier-free guidance goes beyond the conditional prediction, away from the unconditional one:
 # $\hat x = x_{\text{without}} + w\,(x_{\text{with}} - x_{\text{without}})$. A weight of 1 is no guidance. More weight makes digits
-# more typical of their class, and all alike in the end. Two tables, one for each side of that trade:
+# more typical of their class, and all alike in the end. Two tables by DPM-Solver++, one for each side of that trade:
 
 # %%
 steps, weights = ((3,), (1.0, 2.0)) if FAST else ((3, 5, 10, 20), (1.0, 1.5, 2.0, 3.0))
@@ -364,7 +377,8 @@ kv.plotting.heatmap(grid[..., 1], **axes, unit="Fréchet distance", format="{:.2
 # The best column is not the same in both: guidance makes almost every digit right, and then drives the distribution away from that
 # of real digits. Choose it by the distance if you want the variety of real data, and by fidelity if each single image has to be
 # right. In the column without guidance fewer steps look *better* to the judge: a sampler that takes few steps stays near the
-# average of the class, which is easy to recognise. Only with three steps does the distance tell; from five on it hardly changes.
+# average of the class, which is easy to recognise. Only with three steps does the distance tell. Ten steps are enough in every
+# column.
 #
 # ## How a digit arises
 #
@@ -401,6 +415,9 @@ kv.plotting.attention_maps(
 )
 
 # %% [markdown]
+# In the first layer one head looks around the position, and two look far away from it. In the last layer all three look at the
+# position and at its neighbours along the stroke.
+#
 # ## Does it copy?
 #
 # A model with hundreds of thousands of weights could remember 4,000 digits. Take what it draws, and look for the nearest training
@@ -450,11 +467,11 @@ kv.plotting.lines(
 )
 
 # %% [markdown]
-# If the curve of the drawn digits lay on that of the copies, the model would have memorised. If it lies near that of the test
-# digits, what it draws is as new as new handwriting is. (Somewhat nearer is to be expected: guidance draws the typical, and the
-# typical has more neighbours.)
+# If the curve of the drawn digits lay on that of the copies, the model would have memorised. It lies on that of the test digits:
+# what it draws is as new as new handwriting is.
 #
-# And the figure to take home:
+# And the figure to take home, not without failures: some are another digit than the one that was asked for, which no seed of ours
+# has been chosen to avoid.
 
 # %%
 everything = model.generate(np.repeat(np.arange(10), 10), num_steps=20, guidance_scale=1.5, seed=0, verbose=0)
@@ -469,7 +486,6 @@ kv.plotting.image_grid(everything, row_labels=range(10), title="A hundred digits
 #   clean estimate; noise prediction multiplies it where the signal is weak.
 # - **adaLN-zero starts as nothing**, and opens its gates where they help: depth is free at the start.
 # - **A flat loss curve is not the end.** Much of the loss cannot be learnt. Judge drawn samples instead, and save a judge for it.
-# - **Few steps are enough** for a deterministic sampler on a rectified flow; from eight on DDPM did better here, for it corrects
-#   itself.
+# - **Few steps are enough** for a deterministic sampler on a rectified flow; from eight on DDPM did better here, without guidance.
 # - **Guidance trades variety for fidelity.** Look at both tables before you choose.
 # - **Look for copies**, with yardsticks for what new and copied would look like.

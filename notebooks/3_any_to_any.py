@@ -21,8 +21,8 @@
 # - choose **guidance and temperature** by a measurement instead of by taste;
 # - look at **attention** across modalities, and add a **modality of your own** to a trained model.
 #
-# You need `pip install -e ".[digits,text]"`. Ten short takes of real speech lie beside this notebook, in `speech/`;
-# nothing is downloaded. It takes nine minutes on two CPU cores.
+# You need `pip install -e ".[notebooks]" jupyterlab`. Ten short takes of real speech lie beside this notebook, in
+# `speech/`; nothing is downloaded. It takes nine minutes on two CPU cores.
 
 # %%
 import os
@@ -37,7 +37,7 @@ from keras import ops
 
 import keras_vqdit as kv
 
-FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # everything runs, little is learnt: for tests
+FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # for tests of this notebook; read over it
 keras.utils.set_random_seed(0)
 
 train, test = kv.data.load("mnist_5k", batch_size=64)
@@ -156,7 +156,7 @@ def pairs(part, count, batch_size):
     """Batches of image codes and text codes, each image with one of `count` captions of its digit."""
     texts = text.encode([caption for several in captions for caption in several[:count]])
     image_codes, image_labels = banks[part]
-    info = kv.data.DatasetInfo("captioned", None, batch_size, {}, shuffle=part == "train")
+    info = kv.data.DatasetInfo("captioned", size=None, batch_size=batch_size, shapes={}, shuffle=part == "train")
     return kv.data.to_paired_dataset(
         {"image": image_codes, "text": texts},
         {"image": image_labels, "text": np.repeat(np.arange(10), count)},
@@ -198,10 +198,11 @@ for count in (1,) if FAST else (1, templates):
 kv.plotting.training_curves(curves, title="Training on 4,000 images: nats a code")
 
 # %% [markdown]
-# Validation is the bound, training is not: there the pairs count, too, and in `loss` what is given or hidden counts
-# as nothing. A network that knows nothing pays $\ln 64 = 4.2$ nats for a code of an image. The losses of *text* can
-# not be compared between the rows, for eight captions are harder to foretell than one; nor do they tell whether the
-# digit is right, which is one code of six. For that we need a judge: a small classifier of real images.
+# Validation is the bound, training is not, and is lower: there the pairs count, too, and codes that are given or
+# hidden add nothing to the mean. A network that knows nothing pays $\ln 64 = 4.2$ nats for a code of an image. The
+# losses of *text* can not be compared between the rows, for eight captions are harder to foretell than one; nor do
+# they tell whether the digit is right, which is one code of six. For that we need a judge: a small classifier of real
+# images.
 
 # %%
 judge, accuracy = kv.metrics.train_classifier(
@@ -248,12 +249,12 @@ kv.plotting.bars(
 )
 
 # %% [markdown]
-# Both suffer from the eight wordings, and describing suffers most. The model has learnt what captions are like, and
-# has hardly begun to look at the image. We think that the reason is the signal. With one caption a digit, all codes
-# but one are always the same, so whatever the loss still costs **is** the digit. With eight, the digit sits at
-# several places, as a word or a numeral, among codes that are uncertain for reasons of their own: the gradient that
-# says "look at the image" is drowned by the one that says "a caption that begins with *the* goes on with *digit*".
-# The preset took 80 minutes and fifteen times the images to learn both, in three languages.
+# Both break down with eight wordings: drawing to a third, describing near chance. The model has learnt what captions
+# are like, and has hardly begun to connect them to images. We think that the reason is the signal. With one caption a
+# digit, all codes but one are always the same, so whatever the loss still costs **is** the digit. With eight, the
+# digit sits at several places, as a word or a numeral, among codes that are uncertain for reasons of their own: the
+# gradient that says "look at the image" is drowned by the one that says "a caption that begins with *the* goes on
+# with *digit*". The preset took 80 minutes and fifteen times the images to learn both, in three languages.
 #
 # So for a first model of your own: **few codes, few ways to say the same, pairs**. Here is what the better one draws.
 # The digits are there, and the hand is shaky.
@@ -419,7 +420,7 @@ direct = kv.tasks.image_to_speech(model, several, **DRAW)
 thought = kv.tasks.image_to_speech(model, several, through="text", **DRAW)
 kv.plotting.bars(
     {"direct": 100 * share(heard(direct), digits), 'through="text"': 100 * share(heard(thought), digits)},
-    xlabel=f"of {len(digits)} images, the digit that the model hears in what it said (%)",
+    xlabel=f"images whose digit the model hears in its own speech (% of {len(digits)})",
     format="{:.0f}",
     title="Image → speech",
 )
@@ -443,7 +444,7 @@ kv.plotting.image_grid(
     rows=1,
     column_labels=["?" if one is None else one for one in named],
     xlabel="digit that the text names",
-    title=f"Drawn together: text, image and speech tell the same digit in {agree:.0%}",
+    title=f"Drawn together: text, image and speech are the same digit in {agree:.0%}",
 )
 
 # %% [markdown]
@@ -509,7 +510,7 @@ for texts in candidates.values():
         "images": 100 * np.mean(told == digits),
         "takes": 100 * np.mean(spoken_digits == np.arange(10)),
     }
-kv.plotting.bars(rows, xlabel="the right digit (%)", format="{:.0f}", title="Classified by ten candidates like …")
+kv.plotting.bars(rows, xlabel="the right digit (%)", format="{:.0f}", title="Classification with candidates such as …")
 
 # %% [markdown]
 # ## 4. Retrieval, and why the prior is subtracted
@@ -533,7 +534,7 @@ def score(given, want, number):
     ten = {"image": by_digit[number], "audio": takes, "text": [captions[d][number + 1] for d in range(10)]}
     with_prior = model.score({given: ten[given]}, {want: ten[want]}, seed=number, **samples)
     prior = model.score({}, {want: ten[want]}, seed=number, **samples)
-    return {"log p(candidate | query)": with_prior, "minus log p(candidate)": with_prior - prior}
+    return {"log p(candidate | query)": with_prior, "log p(candidate | query) − log p(candidate)": with_prior - prior}
 
 
 directions = [("text", "image"), ("image", "text"), ("audio", "image"), ("text", "audio")]
@@ -555,7 +556,7 @@ kv.plotting.heatmap(
 
 # %%
 kv.plotting.heatmap(
-    scores["text", "image"][0]["minus log p(candidate)"],
+    scores["text", "image"][0]["log p(candidate | query) − log p(candidate)"],
     row_labels=labels_of["text"],
     column_labels=labels_of["image"],
     xlabel="image of",
@@ -570,7 +571,7 @@ kv.plotting.heatmap(
 # %%
 pair = ("text", "image") if FAST else ("audio", "image")
 kv.plotting.heatmap(
-    scores[pair][0]["minus log p(candidate)"],
+    scores[pair][0]["log p(candidate | query) − log p(candidate)"],
     row_labels=[f"take of {digit}" for digit in range(10)],
     column_labels=range(10),
     xlabel="image of",
@@ -588,7 +589,7 @@ card = model.card["metrics"]["test"]["recall_at_1"]
 recall = {}
 for (given, want), several in scores.items():
     found = {name: 100 * np.mean([kv.metrics.recall_at_k(one[name], 1) for one in several]) for name in several[0]}
-    recall[f"{given} → {want}"] = {**found, "of the card": 100 * card[f"{given} -> {want}"]}
+    recall[f"{given} → {want}"] = {**found, "model card": 100 * card[f"{given} -> {want}"]}
 kv.plotting.bars(
     recall,
     xlabel=f"recall@1 (%), {sets} sets of ten candidates",
@@ -599,8 +600,8 @@ kv.plotting.bars(
 # %% [markdown]
 # Where the candidates are captions, all of them are about as likely as one another, and the prior hardly matters. For
 # images it decides, and for speech it is everything: without it the same take wins for every caption. Speech is
-# probably also where few masks cost most: its bound is a sum over 192 codes, and the few nats that tell the digit
-# stand against the hundreds that tell the voice.
+# probably also where few masks cost most (ten takes for three sets are few, besides): its bound is a sum over 192
+# codes, and the few nats that tell the digit stand against the hundreds that tell the voice.
 #
 # The mean of the diagonal looks like an estimate of the **mutual information** of two modalities. Is it? A digit of
 # ten holds $\log_2 10 = 3.3$ bits, and there is nothing else to tell, so 3.3 bits is the most that any pair can
@@ -608,7 +609,7 @@ kv.plotting.bars(
 
 # %%
 for (given, want), several in scores.items():
-    nats = np.mean([np.diag(one["minus log p(candidate)"]) for one in several])
+    nats = np.mean([np.diag(one["log p(candidate | query) − log p(candidate)"]) for one in several])
     print(f"{given} tells about {want}: {kv.metrics.bits_per_token(nats):.1f} bits")
 
 # %% [markdown]
@@ -622,8 +623,8 @@ for (given, want), several in scores.items():
 # **Guidance** draws from logits that are pushed away from what the network would say without the condition:
 # $\ell = \ell_\varnothing + s\,(\ell_c - \ell_\varnothing)$, with $\ell_c$ the logits with the condition and
 # $\ell_\varnothing$ those without; $s = 1$ is the model's own distribution. **Temperature** scales the randomness of
-# each code. Both buy fidelity and pay in variety, so measure both: fidelity by the judge, variety by the mean
-# distance between images of the same digit, in percent of what it is between real ones.
+# each code. More of the one and less of the other buy fidelity and pay in variety, so measure both: fidelity by the
+# judge, variety by the mean distance between images of the same digit, in percent of what it is between real ones.
 
 # %%
 guidances, temperatures = ((1, 3), (0.8,)) if FAST else ((1, 1.5, 3, 6), (0.2, 0.8, 1.4))
@@ -656,7 +657,11 @@ kv.plotting.heatmap(
 
 # %%
 kv.plotting.heatmap(
-    diversity, **axes, unit="of real images' (%)", format="{:.0f}", title="Variety among images of one digit"
+    diversity,
+    **axes,
+    unit="% of the variety of real images",
+    format="{:.0f}",
+    title="Variety among images of one digit",
 )
 
 # %% [markdown]
@@ -675,11 +680,12 @@ kv.plotting.image_grid(
 
 # %% [markdown]
 # Read the two maps together, and take the setting with the most variety among those that are recognised as often as
-# you need. A cooler temperature or a little guidance buys nearly all of the fidelity; cold and a guidance of 3 cost
-# variety and buy little. Cold does not end in ten clichés here, because the confidence sampler has a second source of
-# chance: the order in which the codes are filled in (`noise`). With 50 images a cell, two percent is one image, so do
-# not read more out of neighbours. (The variety of real images is measured after the tokenizer, for no drawn image can
-# differ in what the codes leave out.)
+# you need: for images from captions that is 3 and 1.4. The 3 and 0.8 of the card have speech in view, too, which
+# forgives less. A cooler temperature or a little guidance buys nearly all of the fidelity; cold and a guidance of 3
+# cost variety and buy little. Cold does not end in ten clichés here, because the confidence sampler has a second
+# source of chance: the order in which the codes are filled in (`noise`). With 50 images a cell, two percent is one
+# image, so do not read more out of neighbours. (The variety of real images is measured after the tokenizer, for no
+# drawn image can differ in what the codes leave out.)
 #
 # ## 6. Where does an image look?
 #
@@ -773,9 +779,9 @@ class InkTokenizer(keras.layers.Layer):
 
 # %% [markdown]
 # To add it to the small model of section 2, make a model of three modalities, and take over the layers that both
-# have: a transformer does not mind a longer sequence. What is new is one embedding and one output. Then train a
-# little more, with the weight on the images: text and ink are one code that matters each, and would otherwise have as
-# much to say as 49.
+# have: a transformer does not mind a longer sequence. (`reset_average` starts the moving average, which `generate`
+# uses, from these weights.) What is new is one embedding and one output. Then train a little more, with the weight on
+# the images: text and ink are one code that matters each, and would otherwise have as much to say as 49.
 
 # %%
 data = {part: kv.recipes.to_arrays(one.in_order()) for part, one in {"train": train, "test": test}.items()}
@@ -801,7 +807,7 @@ three.reset_average()
 # %%
 epochs = 1 if FAST else 8
 examples = {name: one[:128] for name, one in inked["train"].items()} if FAST else inked["train"]
-rates = keras.optimizers.schedules.CosineDecay(1e-2, epochs * 62)
+rates = keras.optimizers.schedules.CosineDecay(1e-2, epochs * (len(examples["image"]) // 64))
 three.compile(kv.recipes.diffusion_optimizer(rates), run_eagerly=FAST)
 history = three.fit(examples, validation_data=inked["test"], batch_size=64, epochs=epochs, verbose=0)
 bound = three.evaluate(inked["test"], batch_size=250, verbose=0, return_dict=True)
@@ -823,12 +829,14 @@ kv.plotting.image_grid(
     columns=10,
     row_labels=[f"asked for {one:.2f},\ngot {mean:.2f}" for one, mean in zip(amounts, got, strict=True)],
     column_labels=range(10),
+    xlabel="digit that the caption names",
     ylabel="mean pixel, from −1 to 1",
     title=f"A caption and an amount of ink → image; {right:.0%} recognised",
 )
 
 # %% [markdown]
-# The amount is followed in order, if not to the decimal. And the way back: how much ink does an image have, as the
+# The amount is followed roughly; the two lightest rows come out alike, and blobs among the darkest count as
+# recognised, for the judge has to call them something. And the way back: how much ink does an image have, as the
 # model says, given its codes alone?
 
 # %%
@@ -853,13 +861,13 @@ print(f"The same digit as at the start: {share(map(kv.data.digit_of, ended), ran
 display(Audio(voiced[4, :, 0], rate=RATE))
 
 # %% [markdown]
-# Some of them as one picture:
+# Three of them as pictures: two that came back, and one that was lost on the way.
 
 # %%
 levels = ops.convert_to_numpy(kv.layers.LogSpectrogram(256, 32)(voiced))  # (10, time, frequency)
 decibels = (levels - 1) * 40 / np.log(10)  # the layer gives half the natural logarithm, plus 1
 extent, limits = (0, voiced.shape[1] / RATE, 0, RATE / 2000), {"vmin": decibels.min(), "vmax": decibels.max()}
-shown = [4, 5, 9]
+shown = [4, 5, 7]
 figure, axes = plt.subplots(len(shown), 4, figsize=(9, 5.6), width_ratios=[0.9, 1, 2.2, 0.9], layout="constrained")
 for row, digit in zip(axes, shown, strict=True):
     end = ended[digit] if max(ended[digit], default="") < "一" else f"(in Chinese)\n{kv.data.digit_of(ended[digit])}"
@@ -882,9 +890,8 @@ plt.show()
 # - **One objective, every task.** Codes of all modalities in one sequence, masked at times of their own:
 #   conditionals, marginals and the joint distribution come out of the same training, and new questions need no new
 #   model.
-# - **What is hard is to look at the condition.** Drawing from a caption is learnt in minutes, describing an image is
-#   not, unless the class is most of what there is to say. Few codes, few wordings and `pair_rate` decide what a small
-#   budget buys.
+# - **What is hard is to look at the condition.** With one wording a digit, drawing and describing are learnt in a
+#   minute; with eight, neither is. Few codes, few wordings and `pair_rate` decide what a small budget buys.
 # - **Think in words.** From image to speech, a detour through eight codes of text beats the direct way to 192 codes:
 #   `through="text"`.
 # - **Rank by what the query adds.** Without subtracting the prior, retrieval of images and speech ranks plainness.

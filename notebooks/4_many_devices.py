@@ -22,8 +22,8 @@
 # - a batch of NaN that changes nothing;
 # - bfloat16 and float16: losses, memory, speed.
 #
-# It needs `pip install -e ".[digits,notebooks]"`, no GPU and no network: TensorFlow makes two devices of one CPU. What
-# is shown to be exact on these knows nothing of the kind of device; speed does, and is measured here for this CPU
+# It needs `pip install -e ".[notebooks]" jupyterlab`, no GPU and no network: TensorFlow makes two devices of one CPU.
+# What is shown to be exact on these knows nothing of the kind of device; speed does, and is measured here for this CPU
 # alone. Four minutes on two CPU cores, most of it XLA compiling.
 
 # %% [markdown]
@@ -53,7 +53,7 @@ import tensorflow as tf
 
 import keras_vqdit as kv
 
-FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # everything runs, little is learnt: for tests
+FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # for tests of this notebook; read over it
 tf.get_logger().setLevel("WARNING")  # no note on each sum over the devices
 
 strategy = kv.training.make_strategy("mirrored", ["cpu:0", "cpu:1"])
@@ -341,7 +341,7 @@ def curves(one, two, control=None):
         found["codebook"] = over_steps(one.codebooks, two.codebooks)
     found["loss"] = over_steps([[loss] for loss in one.losses], [[loss] for loss in two.losses])
     if control is not None:
-        found["weights, control"] = over_steps(one.weights, control.weights)
+        found["weights: control"] = over_steps(one.weights, control.weights)
     return found
 
 
@@ -438,9 +438,9 @@ kv.plotting.bars(speeds, xlabel="examples a second", format="{:,.0f}", title=tit
 # %% [markdown]
 # These models are tiny on purpose, so the bars show the price of talking: a step on replicas is two programs and an
 # exchange instead of one program. (With other work on the machine we have seen the bars of the transformer change
-# places: two programs get more of the cores than one.) The longer a step takes, the smaller is the share of that price;
-# `python -m benchmarks devices` measures it with a model of more usual size. On GPUs of your own, measure with your own
-# model before you believe anybody's number.
+# places: two programs get more of the cores than one.) The longer a step takes, the smaller is the share of that
+# price; `python -m benchmarks devices` measures it with a model of more usual size. On GPUs of your own, measure with
+# your own model before you believe anybody's number.
 
 # %% [markdown]
 # ## Resume after a kill
@@ -581,9 +581,9 @@ kv.plotting.lines(
 # ## Guard rails
 #
 # One NaN in one batch is enough to ruin a model: it reaches every gradient, Adam's averages, and a codebook that never
-# forgets it. A step whose loss or gradients are not finite therefore changes nothing, on any replica. To see it, train
-# the transformer on two replicas on, with NaN in one pixel of one image. To do so twice from the same point, we keep
-# its state: all variables of the model and its optimizer, which is what a checkpoint holds, too.
+# forgets it. A step whose loss or gradients are not finite therefore changes nothing, on any replica. To see it, go on
+# to train the transformer on two replicas, with NaN in one pixel of one image. To do so twice from the same point, we
+# keep its state: all variables of the model and its optimizer, which is what a checkpoint holds, too.
 
 
 # %%
@@ -804,7 +804,7 @@ agreement = {
     **{policy.replace("_", " "): digits(exact, losses[policy]) for policy in POLICIES[1:]},
 }
 unit = "digits of the loss that agree (worst step)"
-kv.plotting.bars(agreement, xlabel=unit, format="{:.1f}", title="What changes the loss, and by how much")
+kv.plotting.bars(agreement, xlabel=unit, format="{:.1f}", title="How far losses agree (longer is better)")
 
 # %% [markdown]
 # ## Lessons learned

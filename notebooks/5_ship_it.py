@@ -20,8 +20,8 @@
 # - **Numbers**: latency, file size, cold start and memory of each runtime, measured here.
 # - **Serving**: batches, fixed shapes, warm-up, what to pin, and what must go along.
 #
-# It needs `pip install -e ".[notebooks]"`, for LiteRT without TensorFlow also `pip install ai-edge-litert`; what is
-# not installed is left out. It trains nothing and downloads nothing. It takes four minutes on two CPU cores.
+# It needs `pip install -e ".[notebooks]" jupyterlab`; what is not installed is left out. It trains nothing and
+# downloads nothing. It takes four minutes on two CPU cores.
 
 # %%
 import hashlib
@@ -48,7 +48,7 @@ from IPython.display import Markdown
 
 import keras_vqdit as kv
 
-FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # everything runs, little is learnt: for tests
+FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # for tests of this notebook; read over it
 
 # %% [markdown]
 # Every runtime below gets **one thread**. A server answers several requests at once, so what counts is what one core
@@ -193,7 +193,7 @@ except ValueError as error:
 # %% [markdown]
 # ### Files of strangers
 #
-# A checksum guards against accidents, not against malice: who changes a file can change its checksum, too. What
+# A checksum guards against accidents, not against malice: whoever changes a file can change its checksum, too. What
 # happens then? Two attacks. The first is a `.keras` file with a `Lambda` layer, which carries Python code that runs
 # as soon as the file is loaded carelessly. Here the code is harmless:
 
@@ -445,7 +445,7 @@ Markdown("\n".join(lines))
 
 # %% [markdown]
 # Not all of them *check* the same. XLA, LiteRT and ONNX have no assertions, so what the live model and the SavedModel
-# refuse is computed there without a word. Times are from 0 to 1; who answers a time of 500?
+# refuse is computed there without a word. Times are from 0 to 1; which of them answer for a time of 500?
 
 # %%
 wrong = {**given["denoise"], "t": np.full(10, 500.0, "float32")}
@@ -851,8 +851,8 @@ print(f"23 digits as 16 + 7 padded to 16, against one batch of 23: largest diffe
 # %% [markdown]
 # ### Warm-up
 #
-# `sample` of the SavedModel takes any size without compiling anew, so for it padding is no need. But it, too, is slow
-# once: TensorFlow optimises a graph when it is called for the first time. A server should draw something for nobody
+# `sample` of the SavedModel takes any size without compiling anew, so it needs no padding. But it, too, is slow once:
+# TensorFlow optimises a graph when it is called for the first time. A server should draw something for nobody
 # **before** it tells the load balancer that it is ready.
 
 # %%

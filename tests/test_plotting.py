@@ -497,6 +497,13 @@ def test_lines_are_told_apart_without_colours():
     assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b", "kill"]
 
 
+def test_few_places_on_a_logarithmic_axis_are_its_ticks():
+    for places, told in (((4, 16, 1024), ["4", "16", "1,024"]), ((10, 11, 12), None), (range(1, 20), None)):
+        axis = plotting.lines({"a": (places, places)}, log_x=True, **LABELS).axes[0]
+        ticks = [label.get_text() for label in axis.get_xticklabels()]
+        assert (ticks == told) if told else len(ticks) != len(places)
+
+
 def test_64_series_differ_without_colours_of_their_own():
     assert len({str(style(place)[:2]) for place in range(64)}) == 64
     assert len({str((style(place)[0], style(place)[3])) for place in range(64)}) == 64

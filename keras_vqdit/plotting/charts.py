@@ -1,7 +1,7 @@
 """Charts of numbers: lines, bars and tables of colours."""
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator, StrMethodFormatter
 
 from keras_vqdit.checks import number
 from keras_vqdit.plotting.drawing import (
@@ -87,7 +87,12 @@ def lines(series, *, xlabel, ylabel, log_x=False, log_y=False, markers=None, mar
         for which, wanted in (("x", log_x), ("y", log_y)):
             if wanted:
                 log_scale(axis, which)
-        if not log_x and all(np.all(x % 1 == 0) for x, _ in panel.values()):
+        places = np.unique(np.concatenate([x for x, _ in panel.values()]))
+        if log_x and 1 < len(places) <= 8 and np.min(places[1:] / places[:-1]) > 1.9:  # few, and apart: name them
+            axis.xaxis.set_major_locator(FixedLocator(places))
+            axis.xaxis.set_minor_locator(NullLocator())
+            axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+        elif not log_x and np.all(places % 1 == 0):
             axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_title(plain(name), fontsize="medium")
         axis.set(xlabel=below[i], ylabel=beside[i])

@@ -32,11 +32,13 @@ def tokenizer(cls=kv.VQVAE, **options):
         options["num_embeddings"] = 24
     elif cls is kv.VQVAE:
         options = {"num_embeddings": 24, "quantizer": kv.VectorQuantizer(24, 4, seed=1, **options)}
-    return cls.from_size("digits", input_shape=(8, 8, 1), filters=(8, 8), residual_filters=4, **options)
+    return cls.from_size(
+        "digits", input_shape=(8, 8, 1), filters=(8, 8), num_residual_blocks=(0, 1), residual_filters=4, **options
+    )
 
 
 def diffusion(num_classes=None, dtype=None, **options):
-    network = kv.DiffusionTransformer(16, 2, 32, 2, patch_size=2, num_classes=num_classes, dtype=dtype)
+    network = kv.DiffusionTransformer(16, 2, 32, 1, patch_size=2, num_classes=num_classes, dtype=dtype)
     return kv.LatentDiffusion(None, network, seed=1, dtype=dtype, **options)
 
 
@@ -86,7 +88,7 @@ CASES = {
     ),
     "residual codebooks": (
         lambda: tokenizer(quantizer=kv.ResidualQuantizer(3, 24, 4, seed=1, restart_threshold=0.2)),
-        adam, IMAGES, 40, {"jit_compile": True}, {},
+        adam, IMAGES, 40, {"jit_compile": False}, {},
     ),
     "a codebook that starts at random": (
         lambda: tokenizer(kmeans_init=False, restart_threshold=None), adam, IMAGES, 40, {"jit_compile": False}, {},
@@ -168,7 +170,7 @@ def main(replicas, file, *names):
         for key, one in model.evaluate(data, batch_size=batch_size, verbose=0, return_dict=True).items():
             results[f"{name}/evaluate {key}"] = one
         results[f"{name}/skipped steps"] = model.skipped_steps
-        if isinstance(model, kv.VQVAE):
+        if name == "ema codebook":
             results[f"{name}/predict"] = model.predict(data, batch_size=batch_size, verbose=0)[0]
         drift = 0.0
         for i, variable in enumerate([*model.weights, *model.optimizer.variables]):
@@ -223,8 +225,8 @@ def more(scope):
             with make():
                 model = tokenizer()
             with compiling():
-                model.compile(adam())
-            model.fit(IMAGES, batch_size=40, verbose=0)
+                model.compile(adam(), jit_compile=False)
+            model.fit(IMAGES[:40], batch_size=40, verbose=0)
             return ""
         except ValueError as error:
             return str(error)
