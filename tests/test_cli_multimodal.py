@@ -65,7 +65,10 @@ def test_train(folder, capsys, monkeypatch):
         asked.update(options, name=name)
         return pairs(text_tokenizer, batch_size), pairs(text_tokenizer, batch_size)
 
+    compile = kv.MultimodalDiffusion.compile
     monkeypatch.setattr(kv.data, "load", load)
+    plain = {"jit_compile": False}  # XLA takes a minute for the three trainings
+    monkeypatch.setattr(kv.MultimodalDiffusion, "compile", lambda self, *args, **o: compile(self, *args, **(o | plain)))
     trained_vqvae().save("image.keras")
     tiny().save_to_preset("sounds")
     sizes = ["--epochs", "1", "--batch-size", "4", "--d-model", "16", "--num-heads", "2", "--num-layers", "1"]

@@ -30,12 +30,13 @@ IMAGES_WITH_A_HOLE[50] = np.nan  # the second step of an epoch is skipped
 def tokenizer():
     quantizer = kv.VectorQuantizer(16, 4, seed=1, restart_threshold=0.2)
     return kv.VQVAE.from_size(
-        "digits", input_shape=(8, 8, 1), filters=(8, 8), residual_filters=4, num_embeddings=16, quantizer=quantizer
-    )
+        "digits", input_shape=(8, 8, 1), filters=(8, 8), num_residual_blocks=(0, 1), residual_filters=4,
+        num_embeddings=16, quantizer=quantizer,
+    )  # fmt: skip
 
 
 def diffusion(dtype=None):
-    network = kv.DiffusionTransformer(16, 2, 32, 2, patch_size=2, num_classes=3, dtype=dtype)
+    network = kv.DiffusionTransformer(16, 2, 32, 1, patch_size=2, num_classes=3, dtype=dtype)
     return kv.LatentDiffusion(None, network, label_dropout=0.0, seed=1, dtype=dtype)
 
 
