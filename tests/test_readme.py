@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 
 import keras
+import matplotlib.image
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,11 @@ def test_snippet(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = re.sub(r"epochs=\d+", "epochs=1", code)
     draws = SIZE in code
+    if '"pictures"' in code:
+        for number in range(16):
+            (tmp_path / f"pictures/class {number % 2}").mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng(number).uniform(size=(70, 66, 3))
+            matplotlib.image.imsave(tmp_path / f"pictures/class {number % 2}/{number}.png", pixels)
     code = code.replace(SIZE, "d_model=32, num_heads=2, dff=64, num_layers=1")
     keras.utils.set_random_seed(0)
     names = {}
@@ -32,11 +39,12 @@ def test_snippet(code, tmp_path, monkeypatch):
 
 
 def test_there_are_snippets():
-    """In the README the ten lines, the pieces and the strategy; in the guides any to any, the strategy again, export."""
+    """In the README the ten lines, a folder, the pieces and the strategy; in the guides any to any, the strategy again, export."""
     assert sorted(param.id for param in SNIPPETS) == [
         "README-0",
         "README-1",
         "README-2",
+        "README-3",
         "any_to_any-0",
         "devices-0",
         "export-0",
