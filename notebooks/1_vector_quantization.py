@@ -34,7 +34,7 @@ from IPython.display import Markdown
 
 import keras_vqdit as kv
 
-FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # for tests of this notebook; read over it
+FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # only for the tests of this notebook: skip it when you read
 EPOCHS = 1 if FAST else 8
 
 train, test = kv.data.load("mnist_5k", batch_size=64)
@@ -254,11 +254,11 @@ kv.plotting.lines(
 # %% [markdown]
 # The left panel is the disease: of 512 codes some dozens count, until restarts bring the dead ones back. The right panel is what it
 # costs, which is less than you may fear, and the reason why a collapse goes unnoticed: the encoder learns to live with what it has.
-# Rotation is the exception among the cures: here it has more codes count and costs 0.2 dB, on one seed and a small budget. It is
-# the package's default for the sake of the first; measure it on your own data.
+# Rotation is the exception among the cures: with it more codes count here, at a cost of 0.2 dB, on one seed and a small budget. It
+# is the package's default for the sake of the first; measure it on your own data.
 #
-# To see *how* the codes are used, rank them by frequency. A healthy codebook falls off gently; in a collapsed one a few codes have
-# nearly all positions, and behind a cliff come those that nobody chose.
+# To see *how* the codes are used, rank them by frequency. A healthy codebook falls off gently; in a collapsed one ten codes have
+# most of the positions, the others ever fewer, and at the end come those that nobody chose.
 
 # %%
 whole_test = kv.data.load("mnist_5k", batch_size=250)[1]
@@ -382,8 +382,8 @@ kv.plotting.image_grid(final, title="The same digits through codebooks of severa
 # - **Watch the perplexity over a whole epoch, on unseen data.** The loss alone does not show a collapse: the encoder hides it by
 #   living with fewer codes.
 # - **Restarts cure a collapse.** Codes have to be where the latents are, and the encoder moves on: what starts well, dies later. Up
-#   to restarts every cure adds 0.2 to 0.4 dB; rotation has more codes count here and costs 0.2 dB, on one seed and a small budget.
-#   `kv.VectorQuantizer` has all of them on by default.
+#   to restarts every cure adds 0.2 to 0.4 dB; with rotation more codes count here, at a cost of 0.2 dB, on one seed and a small
+#   budget. `kv.VectorQuantizer` has all of them on by default.
 # - **Choose the size by the bend.** Then give the second stage as few classes as the eye accepts: fewer codes are learnt faster.
 # - **For your own images** give `kv.VQVAE` an encoder and decoder of your own, and plot what you saw here: `reconstructions`,
 #   `codebook_usage`, `codebook_projection` and `code_maps` of `keras_vqdit.plotting` take arrays and nothing else.

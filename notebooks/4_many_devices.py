@@ -53,7 +53,7 @@ import tensorflow as tf
 
 import keras_vqdit as kv
 
-FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # for tests of this notebook; read over it
+FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # only for the tests of this notebook: skip it when you read
 tf.get_logger().setLevel("WARNING")  # no note on each sum over the devices
 
 strategy = kv.training.make_strategy("mirrored", ["cpu:0", "cpu:1"])

@@ -48,7 +48,7 @@ from IPython.display import Markdown
 
 import keras_vqdit as kv
 
-FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # for tests of this notebook; read over it
+FAST = os.environ.get("KERAS_VQDIT_FAST") == "1"  # only for the tests of this notebook: skip it when you read
 
 # %% [markdown]
 # Every runtime below gets **one thread**. A server answers several requests at once, so what counts is what one core

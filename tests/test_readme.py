@@ -39,7 +39,7 @@ def test_snippet(code, tmp_path, monkeypatch):
 
 
 def test_there_are_snippets():
-    """In the README the ten lines, a folder, the pieces and the strategy; in the guides any to any, the strategy again, export."""
+    """In the README the ten lines, a folder, the pieces and the strategy; in the guides any to any, that again, export."""
     assert sorted(param.id for param in SNIPPETS) == [
         "README-0",
         "README-1",

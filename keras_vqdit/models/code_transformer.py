@@ -107,7 +107,7 @@ class CodeTransformer(keras.Model):
             it sums to 1 over the last axis.
         """
         scores = []
-        self._forward(keras.tree.map_structure(ops.convert_to_tensor, codes), False, scores)
+        self._forward({name: ops.convert_to_tensor(one) for name, one in codes.items()}, False, scores)
         return ops.stack(scores)
 
     def _forward(self, codes, training, scores=None):

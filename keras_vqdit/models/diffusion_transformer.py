@@ -212,9 +212,10 @@ class DiffusionTransformer(DistributedModel):
         >>> tuple(model.attention_scores(np.zeros((1, 7, 7, 4), "float32")).shape)
         (3, 1, 2, 49, 49)
         """
-        inputs = keras.tree.map_structure(ops.convert_to_tensor, inputs)
+        inputs = inputs if isinstance(inputs, dict) else {"x": inputs}
+        inputs = {key: ops.convert_to_tensor(value) for key, value in inputs.items() if value is not None}
         if not self.built:
-            self.build(keras.tree.map_structure(lambda value: value.shape, inputs))
+            self.build({key: value.shape for key, value in inputs.items()})
         scores = []
         self._forward(inputs, False, scores)
         return ops.stack(scores)

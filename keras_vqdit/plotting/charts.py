@@ -34,7 +34,8 @@ def lines(series, *, xlabel, ylabel, log_x=False, log_y=False, markers=None, mar
         series: dict name → values `(N,)`, drawn over 1 to N, or → a tuple `(x, y)` of two such; or dict title of a
             panel → such a dict, of which three stand in a row. NaN is a gap.
         xlabel, ylabel: what the axes are, with units; of several panels a string for all, or a list of one each.
-        log_x, log_y: whether an axis is logarithmic; what is drawn must be positive then. Default to `False`.
+        log_x, log_y: whether an axis is logarithmic; what is drawn must be positive then. Up to eight x that nearly double
+            from one to the next are the ticks of theirs. Default to `False`.
         markers: whether each value has a marker. Default: where a line has no more than 40.
         marks: dict name → x, places to mark by a vertical line. Defaults to `None`, none.
         title: title of the figure. Defaults to `""`, none.

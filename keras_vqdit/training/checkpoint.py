@@ -60,8 +60,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     What `EarlyStopping`, `ReduceLROnPlateau` and `ModelCheckpoint` remember goes on as well, and what a callback of your own
     keeps in the attributes that it names: `remembered = ("count", "best")`. It does not matter where `Checkpoint` stands among
-    the callbacks: it is called after all others, so their `on_train_begin` sees the model as it was before it is restored, and
-    their `on_epoch_begin` as it goes on. A model that is not finite is not saved.
+    the callbacks: it is called after all others. So in their `on_train_begin` the model is not restored yet; from their first
+    `on_epoch_begin` on it is. A model that is not finite is not saved.
 
     With `steps_per_epoch` smaller than the data Keras reads on where the epoch before ended, which a restart can not: the data
     begin anew with the epoch.

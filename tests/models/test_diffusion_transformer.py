@@ -69,6 +69,10 @@ def test_whole_model_is_the_formula():
     # float32 leaves 6e-5 of the angle, which goes up to 1000.
     np.testing.assert_allclose(numpy(model(INPUTS)), expected, atol=2e-3 * np.abs(expected).max())
     np.testing.assert_allclose(numpy(model.attention_scores(INPUTS)), scores, atol=2e-3)
+    listed = {key: np.asarray(value).tolist() for key, value in INPUTS.items()}
+    np.testing.assert_allclose(numpy(model.attention_scores(listed)), numpy(model.attention_scores(INPUTS)), atol=1e-6)
+    alone = model.attention_scores({"x": INPUTS["x"], "label": None})
+    np.testing.assert_array_equal(numpy(alone), numpy(model.attention_scores(INPUTS["x"])))
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ CASES = {
     ),
     "residual codebooks": (
         lambda: tokenizer(quantizer=kv.ResidualQuantizer(3, 24, 4, seed=1, restart_threshold=0.2)),
-        adam, IMAGES, 40, {"jit_compile": False}, {},
+        adam, IMAGES, 40, {"jit_compile": True}, {},
     ),
     "a codebook that starts at random": (
         lambda: tokenizer(kmeans_init=False, restart_threshold=None), adam, IMAGES, 40, {"jit_compile": False}, {},
