@@ -95,7 +95,8 @@ def test_workers_train_as_one_and_go_on_after_one_was_killed(tmp_path):
         assert result["diffusion/skipped steps"] == 3  # one an epoch, in which an image is not a number
 
 
-def test_workers_from_the_command_line(tmp_path):
+def test_workers_from_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")  # compiles in a third of the time
     rng, data, out = np.random.default_rng(0), tmp_path / "pictures.npz", tmp_path / "tokenizer.keras"
     images = rng.integers(0, 255, (64, 28, 28)).astype("uint8")
     np.savez(data, x_train=images, y_train=np.arange(64) % 2, x_test=images[:32], y_test=np.arange(32) % 2)
