@@ -598,7 +598,8 @@ for runtime in runtimes:
 Markdown("\n".join(lines))
 
 # %% [markdown]
-# The same as bars. The axis is logarithmic: each thick line is ten times as much as the one before.
+# The same as bars. The axis is logarithmic, each thick line ten times as much as the one before, and has no zero: read
+# the numbers rather than the lengths.
 
 # %%
 LATENCY = "latency (ms, logarithmic; less is better)"
