@@ -77,7 +77,7 @@ def adam(**options):
 
 # name -> (model, optimizer, data, batch size, options of compile, options of fit)
 CASES = {
-    "ema codebook": (lambda: tokenizer(restart_threshold=0.2), adam, IMAGES, 40, {"jit_compile": False}, {}),
+    "ema codebook": (lambda: tokenizer(restart_threshold=0.2), adam, IMAGES, 40, {"jit_compile": True}, {}),
     "uneven last batch, sample weights": (  # the last is of one replica, and k-means can not start from the first
         tokenizer, lambda: keras.optimizers.Nadam(1e-3), with_a_hole(5)[:161], 40,
         {"jit_compile": False, "metrics": ["mse"]},
@@ -170,7 +170,7 @@ def main(replicas, file, *names):
         for key, one in model.evaluate(data, batch_size=batch_size, verbose=0, return_dict=True).items():
             results[f"{name}/evaluate {key}"] = one
         results[f"{name}/skipped steps"] = model.skipped_steps
-        if name == "ema codebook":
+        if isinstance(model, kv.VQVAE):
             results[f"{name}/predict"] = model.predict(data, batch_size=batch_size, verbose=0)[0]
         drift = 0.0
         for i, variable in enumerate([*model.weights, *model.optimizer.variables]):
