@@ -544,26 +544,20 @@ scores = {
     (given, want): [score(given, want, number) for number in range(sets)]
     for given, want in (directions[:2] if FAST else directions)
 }
-labels_of = {"text": [captions[d][1] for d in range(10)], "image": range(10), "audio": range(10)}
-first = scores["text", "image"][0]["log p(candidate | query)"]
+axes = {"column_labels": range(10), "xlabel": "image of", "unit": "nats", "format": "{:.0f}"}
+queries = [captions[digit][1] for digit in range(10)]
 kv.plotting.heatmap(
-    first,
-    row_labels=labels_of["text"],
-    column_labels=labels_of["image"],
-    xlabel="image of",
-    unit="nats",
-    format="{:.0f}",
+    scores["text", "image"][0]["log p(candidate | query)"],
+    row_labels=queries,
+    **axes,
     title="log p(image | caption): the columns outshine the diagonal",
 )
 
 # %%
 kv.plotting.heatmap(
     scores["text", "image"][0]["log p(candidate | query) − log p(candidate)"],
-    row_labels=labels_of["text"],
-    column_labels=labels_of["image"],
-    xlabel="image of",
-    unit="nats",
-    format="{:.0f}",
+    row_labels=queries,
+    **axes,
     title="log p(image | caption) − log p(image): the diagonal",
 )
 
@@ -575,10 +569,7 @@ pair = ("text", "image") if FAST else ("audio", "image")
 kv.plotting.heatmap(
     scores[pair][0]["log p(candidate | query) − log p(candidate)"],
     row_labels=[f"take of {digit}" for digit in range(10)],
-    column_labels=range(10),
-    xlabel="image of",
-    unit="nats",
-    format="{:.0f}",
+    **axes,
     title="log p(image | speech) − log p(image)",
 )
 
